@@ -1,0 +1,14 @@
+"""What the results say: the playbook's checklist as numbers and verdicts.
+
+Imports numpy and scipy only, and nothing else of this package: no framework, no charts, no text for display.
+"""
+
+from playbook_plugins.analysis.findings import Finding as Finding
+from playbook_plugins.analysis.findings import Verdict as Verdict
+from playbook_plugins.analysis.records import Curve as Curve
+from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
+from playbook_plugins.analysis.records import Status as Status
+from playbook_plugins.analysis.records import TrialRecord as TrialRecord
+from playbook_plugins.analysis.trials import Parameter as Parameter
+from playbook_plugins.analysis.trials import Role as Role
+from playbook_plugins.analysis.trials import Trials as Trials

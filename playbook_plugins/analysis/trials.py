@@ -1,0 +1,375 @@
+"""What does a study look like to the analysis? The one table that every check and every chart reads.
+
+Playbook: "Designing the next round of experiments" for the roles of hyperparameters, "Extracting insight from
+experimental results" for what is asked of the trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from playbook_plugins.analysis.records import Curve, Direction, Status
+
+Kind: TypeAlias = Literal["float", "int", "categorical"]
+
+
+class Role(StrEnum):
+    """What a hyperparameter is to the goal of the round (playbook: "Identifying scientific, nuisance, and fixed ...")."""
+
+    SCIENTIFIC = "scientific"
+    NUISANCE = "nuisance"
+    FIXED = "fixed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One hyperparameter of the search space.
+
+    Attributes
+    ----------
+    name
+        The name under which the study stores it.
+    kind
+        ``"float"``, ``"int"`` or ``"categorical"``.
+    low, high
+        The inclusive bounds of a number, in its own unit; NaN for a categorical hyperparameter.
+    log
+        Whether the search scale is logarithmic.
+    step
+        The grid's step, or None for a continuous hyperparameter.
+    choices
+        The values of a categorical hyperparameter; empty for a number.
+    role
+        Scientific, nuisance or fixed.
+    condition
+        ``(parent, value)`` when this hyperparameter exists only where ``parent`` equals ``value``.
+    """
+
+    name: str
+    kind: Kind
+    low: float = float("nan")
+    high: float = float("nan")
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+    role: Role = Role.NUISANCE
+    condition: tuple[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the bounds or the choices describe a search space."""
+        if self.kind == "categorical":
+            if not self.choices:
+                raise ValueError(
+                    f"`choices` of the categorical hyperparameter {self.name!r} is empty: it must name at least one "
+                    "value. Pass the values that the study may take."
+                )
+            return
+        if not self.low <= self.high:
+            raise ValueError(
+                f"`low` and `high` of the hyperparameter {self.name!r} are {self.low} and {self.high}: low must not "
+                "exceed high, and neither may be NaN. Pass the bounds of the search space."
+            )
+        if self.log and not self.low > 0:
+            raise ValueError(
+                f"`low` of the hyperparameter {self.name!r} is {self.low}: a logarithmic scale needs a positive lower "
+                "bound. Pass a positive bound, or log=False."
+            )
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the values are ordered numbers."""
+        return self.kind != "categorical"
+
+    def to_unit(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Map values onto [0, 1] in the search scale: 0 is the lower bound, 1 the upper.
+
+        Parameters
+        ----------
+        values
+            Values of this hyperparameter, any shape. NaN (for a number) or None (for a category) where a trial has
+            none.
+
+        Returns
+        -------
+        ndarray
+            float64, the shape of ``values``; NaN where there is no value. Values outside the bounds fall outside
+            [0, 1]. The i-th of K categories maps to (i + 0.5) / K; a single-valued number to 0.5.
+        """
+        if self.kind == "categorical":
+            table = np.asarray(values, dtype=object)
+            unit = np.full(table.shape, np.nan)
+            for place, value in np.ndenumerate(table):
+                rank = self.rank(value)
+                if rank is not None:
+                    unit[place] = (rank + 0.5) / len(self.choices)
+            return unit
+        numbers = np.asarray(values, dtype=np.float64)
+        low, high = self.low, self.high
+        if self.log:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                numbers = np.log(numbers)
+            low, high = float(np.log(low)), float(np.log(high))
+        if high == low:
+            return np.where(np.isnan(numbers), np.nan, 0.5)
+        return np.asarray((numbers - low) / (high - low), dtype=np.float64)
+
+    def rank(self, value: Any) -> int | None:
+        """Return the place of a category among the choices, None where it is not one of them.
+
+        Types count: True is not 1.
+        """
+        for place, choice in enumerate(self.choices):
+            if type(choice) is type(value) and choice == value:
+                return place
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trials:
+    """The columnar table of one study. Everything in analysis/ and charts/ reads this and nothing else.
+
+    All columns have one entry a trial, in the order of the trial numbers.
+
+    Attributes
+    ----------
+    name
+        The study's name.
+    direction
+        ``"minimize"`` or ``"maximize"``.
+    objective_name
+        What the objective measures, for labels.
+    parameters
+        The search space.
+    values
+        One column a hyperparameter: float64 of shape (n_trials,) with NaN where a trial lacks it, or an object array
+        with None for a categorical one.
+    objective
+        float64 of shape (n_trials,), in the objective's unit. The worst possible value (+inf when minimizing, -inf
+        when maximizing) for infeasible trials; NaN where there is none (running, failed, pruned without a value).
+    status
+        Object array of `Status`, shape (n_trials,).
+    reason
+        Why a trial is infeasible, failed or pruned, in the words of whoever found it; "" where there is none.
+    number
+        int64 of shape (n_trials,): the trial numbers of the study.
+    best_step, max_steps
+        int64 of shape (n_trials,), in optimizer steps; -1 where unknown.
+    curves
+        One `Curve` a trial, or None where no curve was kept.
+    fixed
+        The fixed hyperparameters and their values.
+    goal
+        The question of the round; "" where the study has none.
+    caveats
+        What the fixed values limit, one sentence each.
+    """
+
+    name: str
+    direction: Direction
+    parameters: tuple[Parameter, ...]
+    values: Mapping[str, NDArray[Any]]
+    objective: NDArray[np.float64]
+    status: NDArray[np.object_]
+    reason: tuple[str, ...]
+    number: NDArray[np.int64]
+    best_step: NDArray[np.int64]
+    max_steps: NDArray[np.int64]
+    curves: tuple[Curve | None, ...]
+    objective_name: str = "objective"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    goal: str = ""
+    caveats: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the columns fit together."""
+        if self.direction not in ("minimize", "maximize"):
+            raise ValueError(
+                f"`direction` is {self.direction!r}: it must be 'minimize' or 'maximize'. Pass the direction in which "
+                "the objective gets better."
+            )
+        columns: dict[str, int] = {
+            "objective": len(self.objective),
+            "status": len(self.status),
+            "reason": len(self.reason),
+            "best_step": len(self.best_step),
+            "max_steps": len(self.max_steps),
+            "curves": len(self.curves),
+            **{f"values[{name!r}]": len(column) for name, column in self.values.items()},
+        }
+        for column, length in columns.items():
+            if length != len(self.number):
+                raise ValueError(
+                    f"`{column}` has {length} entries, but there are {len(self.number)} trials: every column has one "
+                    "entry a trial. Fill what is unknown with NaN, None, -1 or ''."
+                )
+        missing = [parameter.name for parameter in self.parameters if parameter.name not in self.values]
+        if missing:
+            raise ValueError(
+                f"`values` has no column for {missing}: every hyperparameter in `parameters` needs one. Add a column, "
+                "with NaN or None where a trial lacks the hyperparameter."
+            )
+
+    @classmethod
+    def from_columns(
+        cls,
+        name: str,
+        parameters: Sequence[Parameter],
+        values: Mapping[str, ArrayLike],
+        objective: ArrayLike,
+        *,
+        direction: Direction = "minimize",
+        status: Sequence[Status] | None = None,
+        reason: Sequence[str] | None = None,
+        best_step: ArrayLike | None = None,
+        max_steps: ArrayLike | None = None,
+        curves: Sequence[Curve | None] | None = None,
+        **more: Any,
+    ) -> Trials:
+        """Build the table from plain columns; what is left out is unknown.
+
+        Parameters
+        ----------
+        name, parameters, direction
+            As the attributes.
+        values
+            One column a hyperparameter, shape (n_trials,).
+        objective
+            Shape (n_trials,). Without ``status``, a finite value means a complete trial and any other an infeasible
+            one.
+        status, reason, best_step, max_steps, curves
+            As the attributes.
+        **more
+            Other attributes by name: objective_name, fixed, goal, caveats, number.
+
+        Returns
+        -------
+        Trials
+            With the objective of every infeasible trial set to the worst possible value.
+        """
+        outcome = np.array(objective, dtype=np.float64)
+        n_trials = len(outcome)
+        if status is None:
+            status = [Status.COMPLETE if np.isfinite(value) else Status.INFEASIBLE for value in outcome]
+        states = np.empty(n_trials, dtype=object)
+        states[:] = list(status)
+        outcome[states == Status.INFEASIBLE] = np.inf if direction == "minimize" else -np.inf
+        columns: dict[str, NDArray[Any]] = {}
+        kinds = {parameter.name: parameter.kind for parameter in parameters}
+        for column, entries in values.items():
+            if kinds.get(column) == "categorical":
+                table = np.empty(n_trials, dtype=object)
+                table[:] = list(np.asarray(entries, dtype=object))
+                columns[column] = table
+            else:
+                columns[column] = np.array(entries, dtype=np.float64)
+        unknown = np.full(n_trials, -1, dtype=np.int64)
+        return cls(
+            name=name,
+            direction=direction,
+            parameters=tuple(parameters),
+            values=columns,
+            objective=outcome,
+            status=states,
+            reason=tuple(reason) if reason is not None else ("",) * n_trials,
+            number=np.asarray(more.pop("number", np.arange(n_trials)), dtype=np.int64),
+            best_step=unknown if best_step is None else np.asarray(best_step, dtype=np.int64),
+            max_steps=unknown if max_steps is None else np.asarray(max_steps, dtype=np.int64),
+            curves=tuple(curves) if curves is not None else (None,) * n_trials,
+            **more,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of trials."""
+        return len(self.number)
+
+    @property
+    def cost(self) -> NDArray[np.float64]:
+        """The objective turned so that lower is better, shape (n_trials,); +inf for infeasible trials."""
+        return self.objective if self.direction == "minimize" else -self.objective
+
+    @property
+    def is_feasible(self) -> NDArray[np.bool_]:
+        """Which trials completed with a finite objective, shape (n_trials,)."""
+        return np.asarray((self.status == Status.COMPLETE) & np.isfinite(self.objective), dtype=np.bool_)
+
+    @property
+    def is_infeasible(self) -> NDArray[np.bool_]:
+        """Which trials diverged, ran out of memory or broke another constraint, shape (n_trials,)."""
+        return np.asarray(self.status == Status.INFEASIBLE, dtype=np.bool_)
+
+    @property
+    def is_judged(self) -> NDArray[np.bool_]:
+        """Which trials say something about their point, feasible or infeasible, shape (n_trials,).
+
+        Pruned, running and failed trials do not: they stopped for reasons that are not the point's own.
+        """
+        return self.is_feasible | self.is_infeasible
+
+    def ranking(self) -> NDArray[np.intp]:
+        """Return the rows of the feasible trials, the best first; ties in the order of the trial numbers."""
+        rows = np.flatnonzero(self.is_feasible)
+        return rows[np.argsort(self.cost[rows], kind="stable")]
+
+    def parameter(self, name: str) -> Parameter:
+        """Return one hyperparameter by name.
+
+        Raises
+        ------
+        ValueError
+            When the study has no such hyperparameter.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise ValueError(
+            f"`parameter` is {name!r}: the study {self.name!r} has no such hyperparameter. "
+            f"Pass one of {[parameter.name for parameter in self.parameters]}."
+        )
+
+    def has(self, parameter: str) -> NDArray[np.bool_]:
+        """Return which trials have a value of a hyperparameter, shape (n_trials,)."""
+        column = self.values[parameter]
+        if column.dtype == object:
+            known = self.parameter(parameter)
+            return np.array([known.rank(value) is not None for value in column], dtype=np.bool_)
+        return ~np.isnan(column)
+
+    def config(self, row: int) -> dict[str, Any]:
+        """Return the searched hyperparameters of one trial (by row), without those that it lacks."""
+        config: dict[str, Any] = {}
+        for parameter in self.parameters:
+            value = self.values[parameter.name][row]
+            if parameter.kind == "categorical":
+                if parameter.rank(value) is not None:
+                    config[parameter.name] = value
+            elif not np.isnan(value):
+                config[parameter.name] = int(value) if parameter.kind == "int" else float(value)
+        return config
+
+    def select(self, rows: ArrayLike) -> Trials:
+        """Return the table of some trials only.
+
+        Parameters
+        ----------
+        rows
+            A boolean mask of shape (n_trials,), or row indices.
+        """
+        chosen = np.asarray(rows)
+        places = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.intp)
+        return replace(
+            self,
+            values={name: column[places] for name, column in self.values.items()},
+            objective=self.objective[places],
+            status=self.status[places],
+            reason=tuple(self.reason[place] for place in places),
+            number=self.number[places],
+            best_step=self.best_step[places],
+            max_steps=self.max_steps[places],
+            curves=tuple(self.curves[place] for place in places),
+        )
