@@ -5,6 +5,10 @@ Imports numpy and scipy only, and nothing else of this package: no framework, no
 
 from playbook_plugins.analysis.findings import Finding as Finding
 from playbook_plugins.analysis.findings import Verdict as Verdict
+from playbook_plugins.analysis.isolation import Isolation as Isolation
+from playbook_plugins.analysis.isolation import IsolationGroup as IsolationGroup
+from playbook_plugins.analysis.isolation import check_isolation as check_isolation
+from playbook_plugins.analysis.isolation import isolate as isolate
 from playbook_plugins.analysis.records import Curve as Curve
 from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
 from playbook_plugins.analysis.records import Status as Status

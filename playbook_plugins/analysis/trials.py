@@ -20,7 +20,7 @@ Kind: TypeAlias = Literal["float", "int", "categorical"]
 
 
 class Role(StrEnum):
-    """What a hyperparameter is to the goal of the round (playbook: "Identifying scientific, nuisance, and fixed ...")."""
+    """What a hyperparameter is to the goal of the round (playbook: "Identifying scientific, nuisance, fixed")."""
 
     SCIENTIFIC = "scientific"
     NUISANCE = "nuisance"
@@ -118,6 +118,12 @@ class Parameter:
         if high == low:
             return np.where(np.isnan(numbers), np.nan, 0.5)
         return np.asarray((numbers - low) / (high - low), dtype=np.float64)
+
+    def from_unit(self, unit: float) -> float:
+        """Return the number at a place in [0, 1] of the search scale: the inverse of `to_unit` for numbers."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** unit)
+        return float(self.low + unit * (self.high - self.low))
 
     def rank(self, value: Any) -> int | None:
         """Return the place of a category among the choices, None where it is not one of them.
@@ -338,7 +344,52 @@ class Trials:
         if column.dtype == object:
             known = self.parameter(parameter)
             return np.array([known.rank(value) is not None for value in column], dtype=np.bool_)
-        return ~np.isnan(column)
+        return np.asarray(~np.isnan(column), dtype=np.bool_)
+
+    def distinct(self, rows: ArrayLike) -> NDArray[np.intp]:
+        """Return one row a distinct point of the nuisance hyperparameters: that of its best trial.
+
+        Paired scientific values and retrains repeat points; K trials at one point are not K witnesses of a question
+        about a nuisance. Exclusive branches are compared by the places in their ranges, because paired branches get
+        the same places of their own ranges.
+
+        Parameters
+        ----------
+        rows
+            Row indices, shape (n,).
+
+        Returns
+        -------
+        ndarray
+            Row indices, shape (n_points,), ascending.
+        """
+        chosen = np.asarray(rows, dtype=np.intp)
+        shared: list[NDArray[np.float64]] = []
+        branches: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+        for parameter in self.parameters:
+            if parameter.role is Role.SCIENTIFIC:
+                continue
+            # Equal places that were computed from different ranges differ in their last bits.
+            unit = np.round(parameter.to_unit(self.values[parameter.name][chosen]), 9)
+            if parameter.condition is None:
+                shared.append(unit)
+            else:
+                parent, value = parameter.condition
+                branches.setdefault((parent, repr(value)), []).append(unit)
+        width = max((len(branch) for branch in branches.values()), default=0)
+        for place in range(width):
+            column = np.full(len(chosen), np.nan)
+            for branch in branches.values():
+                if place < len(branch):
+                    column = np.where(np.isnan(branch[place]), column, branch[place])
+            shared.append(column)
+        if not shared or not len(chosen):
+            return chosen
+        points = np.nan_to_num(np.column_stack(shared), nan=-1.0)
+        _, point = np.unique(points, axis=0, return_inverse=True)
+        best_first = np.argsort(np.nan_to_num(self.cost[chosen], nan=np.inf), kind="stable")
+        _, first = np.unique(point.reshape(-1)[best_first], return_index=True)
+        return np.sort(chosen[best_first[first]])
 
     def config(self, row: int) -> dict[str, Any]:
         """Return the searched hyperparameters of one trial (by row), without those that it lacks."""
