@@ -3,6 +3,10 @@
 Imports numpy and scipy only, and nothing else of this package: no framework, no charts, no text for display.
 """
 
+from playbook_plugins.analysis.boundaries import check_boundaries as check_boundaries
+from playbook_plugins.analysis.budget import expected_best as expected_best
+from playbook_plugins.analysis.budget import median_best as median_best
+from playbook_plugins.analysis.feasibility import check_feasibility as check_feasibility
 from playbook_plugins.analysis.findings import Finding as Finding
 from playbook_plugins.analysis.findings import Verdict as Verdict
 from playbook_plugins.analysis.isolation import Isolation as Isolation
@@ -13,6 +17,8 @@ from playbook_plugins.analysis.records import Curve as Curve
 from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
 from playbook_plugins.analysis.records import Status as Status
 from playbook_plugins.analysis.records import TrialRecord as TrialRecord
+from playbook_plugins.analysis.review import review as review
+from playbook_plugins.analysis.steps import check_best_steps as check_best_steps
 from playbook_plugins.analysis.trials import Parameter as Parameter
 from playbook_plugins.analysis.trials import Role as Role
 from playbook_plugins.analysis.trials import Trials as Trials
