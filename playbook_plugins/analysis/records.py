@@ -45,11 +45,19 @@ class InfeasibleError(Exception):
     ----------
     reason
         Why, in words that the report can show, for instance ``"diverged at step 120"``.
+
+    Attributes
+    ----------
+    reason
+        As given.
+    record
+        What was recorded until then, where a recorder kept a history; otherwise None.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.record: TrialRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

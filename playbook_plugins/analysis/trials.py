@@ -270,7 +270,8 @@ class Trials:
         for column, entries in values.items():
             if kinds.get(column) == "categorical":
                 table = np.empty(n_trials, dtype=object)
-                table[:] = list(np.asarray(entries, dtype=object))
+                # A numpy string is not the str that the choices hold.
+                table[:] = [entry.item() if isinstance(entry, np.generic) else entry for entry in entries]  # type: ignore[union-attr]
                 columns[column] = table
             else:
                 columns[column] = np.array(entries, dtype=np.float64)

@@ -1,0 +1,12 @@
+"""Designing a round of experiments and searching it: the playbook inside Optuna.
+
+Imports optuna, numpy and playbook_plugins.analysis; never torch, charts or another adapter.
+"""
+
+from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
+from playbook_plugins.optuna.optimizers import optimizer_space as optimizer_space
+from playbook_plugins.optuna.recovery import redo_lost as redo_lost
+from playbook_plugins.optuna.rounds import Round as Round
+from playbook_plugins.optuna.sampler import HaltonSampler as HaltonSampler
+from playbook_plugins.optuna.trials import record_trial as record_trial
+from playbook_plugins.optuna.trials import trials_from_study as trials_from_study

@@ -1,0 +1,149 @@
+"""How do the trials of a round get trained, each once, whoever is killed on the way?
+
+Training code returns a record; what went wrong with the point itself becomes an infeasible trial, every other error
+is the user's to see.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from playbook_plugins.analysis.records import Curve, InfeasibleError, Status, TrialRecord
+from playbook_plugins.optuna.indices import sequence_indices
+from playbook_plugins.optuna.recovery import is_overtaken, is_unsigned, redo_lost, sign
+from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, record_trial
+
+if TYPE_CHECKING:
+    from playbook_plugins.optuna.rounds import Round
+
+Train: TypeAlias = Callable[[dict[str, Any], optuna.Trial], TrialRecord]
+Objective: TypeAlias = Callable[[optuna.Trial], float]
+Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
+
+_POLL_SECONDS = 0.5
+
+
+class _NotNeededError(Exception):
+    """Ends a trial that another worker made superfluous."""
+
+
+def wrap_training(design: Round, train: Train) -> Objective:
+    """Return the Optuna objective of `Round.objective`."""
+
+    def objective(trial: optuna.Trial) -> float:
+        sign(trial)
+        config = design.suggest(trial)
+        try:
+            record = train(config, trial)
+        except InfeasibleError as error:
+            record = error.record or _infeasible_record(trial, error.reason)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            record = _infeasible_record(trial, f"out of memory: {error}")
+        if not isinstance(record, TrialRecord):
+            raise TypeError(
+                f"`train` returned {record!r}: it must return a TrialRecord. Return the `.record` of a TrialRecorder, "
+                "or build one from the evaluations."
+            )
+        return record_trial(trial, record, chance_level=design.chance_level)
+
+    return objective
+
+
+def run_round(
+    design: Round,
+    study: optuna.Study,
+    train: Train,
+    *,
+    n_jobs: int,
+    timeout: float | None,
+    callbacks: Sequence[Callback],
+    catch: tuple[type[Exception], ...],
+    older_than: datetime.timedelta | None,
+) -> None:
+    """Run trials until every index of a round has one that is finished: the work of `Round.optimize`."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+
+    def stop_when_done(study: optuna.Study, _: FrozenTrial) -> None:
+        if not _is_work_left(study, design.n_trials):
+            study.stop()
+
+    while True:
+        redo_lost(study, older_than, n_indices=design.n_trials)
+        seconds = None if deadline is None else deadline - time.monotonic()
+        if seconds is not None and seconds <= 0:
+            return
+        if _is_work_left(study, design.n_trials):
+            study.optimize(
+                _only_if_needed(wrap_training(design, train), design.n_trials),
+                n_jobs=n_jobs,
+                timeout=seconds,
+                callbacks=[*callbacks, stop_when_done],
+                catch=(*catch, _NotNeededError),
+            )
+            if _is_work_left(study, design.n_trials):
+                # The user's own callback called study.stop(), or time is out.
+                return
+        # A worker that was killed right after it made a trial could not sign it; only time tells it from one that
+        # is about to.
+        if not any(is_unsigned(trial) for trial in study.get_trials(deepcopy=False)):
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_work_left(study: optuna.Study, n_trials: int) -> bool:
+    """Return whether a trial waits, or an index of the round has none yet."""
+    trials = study.get_trials(deepcopy=False)
+    indices = sequence_indices(trials)
+    started = {index for index in indices.values() if index is not None and index < n_trials}
+    return len(started) < n_trials or any(
+        trial.state is TrialState.WAITING and (indices[trial.number] or 0) < n_trials for trial in trials
+    )
+
+
+def _only_if_needed(objective: Objective, n_trials: int) -> Objective:
+    """Return the objective, ended at once for a trial that the round does not need.
+
+    Workers that look at once can both see the last index free, or both queue the same lost trial.
+    """
+
+    def guarded(trial: optuna.Trial) -> float:
+        trials = trial.study.get_trials(deepcopy=False)
+        index = sequence_indices(trials)[trial.number]
+        reason = ""
+        if index is not None and index >= n_trials:
+            reason = f"beyond the {n_trials} trials of the round"
+        elif is_overtaken(trials[trial.number], trials):
+            reason = "another attempt at this point is done or running"
+        if reason:
+            trial.set_user_attr(NOT_NEEDED_KEY, reason)
+            raise _NotNeededError(reason)
+        return objective(trial)
+
+    return guarded
+
+
+def _infeasible_record(trial: optuna.Trial, reason: str) -> TrialRecord:
+    minimize = trial.study.direction is StudyDirection.MINIMIZE
+    return TrialRecord(
+        direction="minimize" if minimize else "maximize",
+        status=Status.INFEASIBLE,
+        reason=reason,
+        curve=Curve.from_columns([], []),
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an exception says that memory ran out, without importing the framework that raised it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)

@@ -1,0 +1,250 @@
+"""How does a record get into an Optuna study, and a study into the table that the analysis reads?
+
+An infeasible trial is told as COMPLETE with the worst possible value and a violated constraint: a trial told as FAIL or
+PRUNED is invisible to samplers that learn from results, which then propose divergent points again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from playbook_plugins.analysis.records import Curve, Direction, Status, TrialRecord
+from playbook_plugins.analysis.trials import Parameter, Role, Trials
+from playbook_plugins.optuna.constraints import is_violated, set_infeasible
+
+RECORD_KEY = "playbook:record"
+ROUND_KEY = "playbook:round"
+NOT_NEEDED_KEY = "playbook:not needed"
+
+
+def record_trial(trial: optuna.Trial, record: TrialRecord, *, chance_level: float | None = None) -> float:
+    """Keep a record with its trial and return what the objective function should return.
+
+    Parameters
+    ----------
+    trial
+        The running trial.
+    record
+        What training returned.
+    chance_level
+        The objective of guessing, in the objective's unit. A trial whose best objective is no better is infeasible.
+
+    Returns
+    -------
+    float
+        The best objective over training; the worst possible value, +inf when minimizing and -inf when maximizing, for
+        an infeasible trial.
+
+    Raises
+    ------
+    ValueError
+        When the record's direction is not the study's, or the study has several objectives.
+    RuntimeError
+        When the record's status is FAILED or RUNNING: such a trial has no result.
+    optuna.TrialPruned
+        When the record's status is PRUNED.
+    """
+    direction = _direction(trial.study)
+    if record.direction != direction:
+        raise ValueError(
+            f"`record` has the direction {record.direction!r}, but the study {trial.study.study_name!r} is to "
+            f"{direction} its objective: both must agree. Create the study with direction={record.direction!r}, or "
+            "record with the other mode."
+        )
+    if record.status in (Status.FAILED, Status.RUNNING):
+        raise RuntimeError(
+            f"`record` has the status {str(record.status)!r} ({record.reason or 'no reason given'}): only a finished "
+            "training run has a result. Let the exception that ended training reach Optuna instead."
+        )
+    if chance_level is not None and record.status is Status.COMPLETE:
+        gain = chance_level - record.objective if direction == "minimize" else record.objective - chance_level
+        if not gain > 0:
+            reason = f"no better than chance: {record.objective:.6g} against {chance_level:.6g}"
+            record = replace(record, status=Status.INFEASIBLE, reason=reason)
+    trial.set_user_attr(RECORD_KEY, record.to_json())
+    if record.status is Status.PRUNED:
+        raise optuna.TrialPruned(record.reason)
+    set_infeasible(trial, record.status is Status.INFEASIBLE)
+    return record.objective
+
+
+def trials_from_study(study: optuna.Study) -> Trials:
+    """Return the table of a study, made with this package or not, finished or still running.
+
+    Parameters
+    ----------
+    study
+        A study with one objective. Roles, conditions, fixed values and caveats come from the `Round` kept with it,
+        where there is one; otherwise the search space is recovered from the distributions of the trials (the widest
+        bounds that any trial saw), and every hyperparameter is a nuisance.
+
+    Returns
+    -------
+    Trials
+        Waiting trials are left out, and so are failed attempts of trials that were run again.
+
+    Raises
+    ------
+    ValueError
+        When the study has several objectives.
+    """
+    direction = _direction(study)
+    frozen = _final_attempts(study.get_trials(deepcopy=False))
+    design = json.loads(study.user_attrs.get(ROUND_KEY, "{}"))
+    parameters = _parameters(frozen, design)
+    records = [_record(trial) for trial in frozen]
+    outcomes = [_outcome(trial, record) for trial, record in zip(frozen, records, strict=True)]
+    names = {record.objective_name for record in records if record is not None}
+    return Trials.from_columns(
+        study.study_name,
+        parameters,
+        {parameter.name: _column(parameter, frozen) for parameter in parameters},
+        [_objective(trial, status) for trial, (status, _) in zip(frozen, outcomes, strict=True)],
+        direction=direction,
+        status=[status for status, _ in outcomes],
+        reason=[reason for _, reason in outcomes],
+        best_step=[-1 if record is None else record.best_step for record in records],
+        max_steps=[-1 if record is None else record.max_steps for record in records],
+        curves=[_curve(trial, record) for trial, record in zip(frozen, records, strict=True)],
+        number=[trial.number for trial in frozen],
+        objective_name=names.pop() if len(names) == 1 else "objective",
+        fixed=design.get("fixed", {}),
+        goal=design.get("goal", ""),
+        caveats=tuple(design.get("caveats", ())),
+    )
+
+
+def _direction(study: optuna.Study) -> Direction:
+    if len(study.directions) != 1:
+        raise ValueError(
+            f"`study` {study.study_name!r} has {len(study.directions)} objectives: the playbook compares trials by "
+            "one. Use a study with one objective."
+        )
+    return "minimize" if study.direction is StudyDirection.MINIMIZE else "maximize"
+
+
+def _final_attempts(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials without waiting ones, superfluous ones, and failed attempts that were run again."""
+    left_out = set()
+    for trial in trials:
+        if trial.state is TrialState.WAITING or NOT_NEEDED_KEY in trial.user_attrs:
+            left_out.add(trial.number)
+        else:
+            left_out.update(trial.system_attrs.get("retry_history", ()))
+    return [trial for trial in trials if trial.number not in left_out]
+
+
+def _parameters(trials: Sequence[FrozenTrial], design: Mapping[str, Any]) -> list[Parameter]:
+    """Return the search space: the round's, in its order, then what other trials added, in order of appearance."""
+    seen: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            seen[name] = _widen(seen[name], distribution) if name in seen else distribution
+    roles: dict[str, tuple[Role, tuple[str, Any] | None]] = {}
+    space = design.get("space", [])
+    for entry in space:
+        condition = entry["condition"]
+        roles[entry["name"]] = (Role(entry["role"]), tuple(condition) if condition else None)
+        planned = optuna.distributions.json_to_distribution(json.dumps(entry["distribution"]))
+        seen[entry["name"]] = _widen(planned, seen[entry["name"]]) if entry["name"] in seen else planned
+    ordered = [entry["name"] for entry in space] + [name for name in seen if name not in roles]
+    return [_parameter(name, seen[name], *roles.get(name, (Role.NUISANCE, None))) for name in ordered]
+
+
+def _widen(known: BaseDistribution, other: BaseDistribution) -> BaseDistribution:
+    """Return one distribution that holds the values of both; the later kind wins where they differ in kind."""
+    if isinstance(known, CategoricalDistribution) and isinstance(other, CategoricalDistribution):
+        more = [choice for choice in other.choices if not any(_same(choice, old) for old in known.choices)]
+        return CategoricalDistribution([*known.choices, *more])
+    if isinstance(known, FloatDistribution) and isinstance(other, FloatDistribution):
+        low, high = min(known.low, other.low), max(known.high, other.high)
+        return FloatDistribution(low, high, log=known.log and other.log)
+    if isinstance(known, IntDistribution) and isinstance(other, IntDistribution):
+        low_int, high_int = min(known.low, other.low), max(known.high, other.high)
+        is_log = known.log and other.log
+        step = math.gcd(known.step, other.step, abs(known.low - other.low)) if not is_log else 1
+        return IntDistribution(low_int, high_int, log=is_log, step=step)
+    return other
+
+
+def _same(first: Any, second: Any) -> bool:
+    return type(first) is type(second) and (first == second or (first != first and second != second))
+
+
+def _parameter(name: str, distribution: BaseDistribution, role: Role, condition: tuple[str, Any] | None) -> Parameter:
+    if isinstance(distribution, CategoricalDistribution):
+        return Parameter(
+            name=name, kind="categorical", choices=tuple(distribution.choices), role=role, condition=condition
+        )
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        raise ValueError(
+            f"`study` has the hyperparameter {name!r} with the distribution {distribution!r}: only float, int and "
+            "categorical distributions are supported. Use one of these."
+        )
+    return Parameter(
+        name=name,
+        kind="float" if isinstance(distribution, FloatDistribution) else "int",
+        low=float(distribution.low),
+        high=float(distribution.high),
+        log=distribution.log,
+        step=distribution.step,
+        role=role,
+        condition=condition,
+    )
+
+
+def _column(parameter: Parameter, trials: Sequence[FrozenTrial]) -> list[Any]:
+    missing = math.nan if parameter.is_numeric else None
+    column = [trial.params.get(parameter.name, missing) for trial in trials]
+    if parameter.is_numeric:
+        return [value if isinstance(value, int | float) else math.nan for value in column]
+    return column
+
+
+def _record(trial: FrozenTrial) -> TrialRecord | None:
+    text = trial.user_attrs.get(RECORD_KEY)
+    return TrialRecord.from_json(text) if text is not None else None
+
+
+def _outcome(trial: FrozenTrial, record: TrialRecord | None) -> tuple[Status, str]:
+    """Return how a trial ended and why."""
+    reason = record.reason if record is not None else ""
+    if trial.state is TrialState.RUNNING:
+        return Status.RUNNING, ""
+    if trial.state is TrialState.PRUNED:
+        return Status.PRUNED, reason
+    if trial.state is TrialState.COMPLETE:
+        if is_violated(trial):
+            return Status.INFEASIBLE, reason or "a constraint is violated"
+        if trial.value is None or not math.isfinite(trial.value):
+            return Status.INFEASIBLE, reason or f"the objective is {trial.value}"
+        return Status.COMPLETE, reason
+    if record is not None and record.status is Status.INFEASIBLE:
+        return Status.INFEASIBLE, reason
+    return Status.FAILED, reason or "ended without a result"
+
+
+def _objective(trial: FrozenTrial, status: Status) -> float:
+    if status in (Status.COMPLETE, Status.PRUNED) and trial.value is not None:
+        return float(trial.value)
+    return math.nan
+
+
+def _curve(trial: FrozenTrial, record: TrialRecord | None) -> Curve | None:
+    if record is not None:
+        return record.curve if len(record.curve) else None
+    steps = sorted(step for step in trial.intermediate_values if step >= 0)
+    if not steps:
+        return None
+    values = np.array([trial.intermediate_values[step] for step in steps], dtype=np.float64)
+    return Curve.from_columns(steps, np.where(np.isfinite(values), values, np.nan))

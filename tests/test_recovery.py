@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from playbook_plugins.optuna import HaltonSampler, redo_lost, trials_from_study
+from playbook_plugins.optuna.indices import sequence_indices
+from playbook_plugins.optuna.recovery import WORKER_KEY, sign
+
+N_TRIALS = 12
+
+# A worker whose training takes a moment, so that kills fall everywhere.
+WORKER = """
+    import sys, time
+    import optuna
+    from optuna.distributions import FloatDistribution
+    from playbook_plugins.analysis import Curve, TrialRecord
+    from playbook_plugins.optuna import Round
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url, log, n_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+    def train(config, trial):
+        time.sleep(0.05)
+        curve = Curve.from_columns([0, 1], [1.0, config["rate"]])
+        return TrialRecord(direction="minimize", curve=curve, max_steps=1)
+
+    def note(study, trial):
+        with open(log, "a") as file:
+            file.write(f"{trial.number}\\n")
+
+    design = Round(
+        "Which is better?",
+        scientific={"method": ["a", "b"]},
+        nuisance={"rate": FloatDistribution(0.0, 1.0)},
+        n_trials=n_trials,
+    )
+    study = design.create_study(study_name="s", storage=url, load_if_exists=True)
+    design.optimize(study, train, callbacks=[note])
+"""
+
+
+def start_worker(url: str, log: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(WORKER), url, str(log), str(N_TRIALS)])
+
+
+def assert_complete(url: str) -> None:
+    """Check that every index has exactly one COMPLETE trial at the point of the sequence, and none is RUNNING."""
+    study = optuna.load_study(study_name="s", storage=url)
+    indices = sequence_indices(study.trials)
+    done = {trial.number: trial for trial in study.trials if trial.state is TrialState.COMPLETE}
+    assert sorted(indices[number] for number in done) == list(range(N_TRIALS))
+    assert not [trial for trial in study.trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
+    undisturbed = optuna.create_study(
+        study_name="s",
+        sampler=HaltonSampler(
+            search_space={"rate": optuna.distributions.FloatDistribution(0, 1)}, scientific={"method": ["a", "b"]}
+        ),
+    )
+    for index in range(N_TRIALS):
+        trial = undisturbed.ask()
+        trial.suggest_categorical("method", ["a", "b"])
+        trial.suggest_float("rate", 0.0, 1.0)
+        [twin] = [other for number, other in done.items() if indices[number] == index]
+        assert twin.params == trial.params
+    assert len(trials_from_study(study)) == N_TRIALS
+
+
+@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, n_kills: int) -> None:
+    url, log = f"sqlite:///{tmp_path}/study.db", tmp_path / "log"
+    chance = random.Random(n_kills)
+    for _ in range(n_kills):
+        worker = start_worker(url, log)
+        # The start takes about a second: some kills fall before the first trial, some between trials.
+        time.sleep(chance.uniform(0.3, 2.5))
+        worker.kill()
+        worker.wait()
+    worker = start_worker(url, log)
+    assert worker.wait(timeout=120) == 0
+    assert_complete(url)
+    # No trial that was seen to finish was trained a second time.
+    assert max(Counter(log.read_text().split()).values()) == 1
+
+
+@pytest.mark.slow
+def test_workers_that_run_at_once_and_get_killed_share_the_round(tmp_path: Path) -> None:
+    url, log = f"sqlite:///{tmp_path}/study.db", tmp_path / "log"
+    chance = random.Random(0)
+    start_worker(url, log).wait()  # makes the tables without a race
+    workers = [start_worker(url, log) for _ in range(2)]
+    for _ in range(4):
+        time.sleep(chance.uniform(0.8, 2.0))
+        place = chance.randrange(2)
+        workers[place].send_signal(signal.SIGKILL)
+        workers[place].wait()
+        workers[place] = start_worker(url, log)
+    for worker in workers:
+        assert worker.wait(timeout=120) == 0
+    assert_complete(url)
+
+
+def make_study() -> optuna.Study:
+    return optuna.create_study(sampler=HaltonSampler(seed=0))
+
+
+def test_a_trial_of_a_living_process_is_left_alone() -> None:
+    study = make_study()
+    sign(study.ask())
+    assert redo_lost(study) == []
+    assert study.trials[0].state is TrialState.RUNNING
+
+
+def test_a_trial_of_a_dead_process_is_queued_again_at_its_point() -> None:
+    study = make_study()
+    trial = study.ask()
+    point = trial.suggest_float("x", 0, 1)
+    sign(trial)
+    signature = dict(trial.user_attrs[WORKER_KEY])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    signature["process"] = [dead.pid, signature["process"][1]]
+    trial.set_user_attr(WORKER_KEY, signature)
+    assert redo_lost(study) == [0]
+    assert redo_lost(study) == []
+    assert [other.state for other in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    again = study.ask()
+    assert again.number == 1
+    assert again.suggest_float("x", 0, 1) == point
+    # The signature of the dead does not travel to the new attempt.
+    assert redo_lost(study) == []
+
+
+def test_a_process_number_used_again_does_not_keep_a_trial_alive() -> None:
+    study = make_study()
+    trial = study.ask()
+    sign(trial)
+    signature = dict(trial.user_attrs[WORKER_KEY])
+    signature["process"] = [os.getpid(), 1]
+    trial.set_user_attr(WORKER_KEY, signature)
+    assert redo_lost(study) == [0]
+
+
+def test_a_trial_of_another_machine_is_lost_only_by_age() -> None:
+    study = make_study()
+    trial = study.ask()
+    sign(trial)
+    trial.set_user_attr(WORKER_KEY, {**trial.user_attrs[WORKER_KEY], "machine": "elsewhere", "process": [1, 1]})
+    assert redo_lost(study) == []
+    assert redo_lost(study, older_than=datetime.timedelta(hours=1)) == []
+    assert redo_lost(study, older_than=datetime.timedelta(0)) == [0]
+
+
+def test_finished_trials_are_never_queued_again() -> None:
+    study = make_study()
+    study.tell(study.ask(), 1.0)
+    study.tell(study.ask(), state=TrialState.PRUNED)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    assert redo_lost(study, older_than=datetime.timedelta(0)) == [2]
+
+
+def test_a_lost_enqueued_trial_keeps_its_values() -> None:
+    study = make_study()
+    study.enqueue_trial({"x": 0.25})
+    study.tell(study.ask(), state=TrialState.FAIL)
+    assert redo_lost(study) == [0]
+    assert study.ask().suggest_float("x", 0, 1) == 0.25

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial, TrialState
+
+from playbook_plugins.analysis import Curve, InfeasibleError, Role, Status, TrialRecord
+from playbook_plugins.optuna import Round, optimizer_space, trials_from_study
+
+RATE = FloatDistribution(1e-4, 1e-1, log=True)
+
+
+def make_round(**changes: Any) -> Round:
+    arguments: dict[str, Any] = {
+        "goal": "Does adam or nesterov reach the lower error?",
+        "scientific": {"optimizer": ["adam", "nesterov"]},
+        "nuisance": {"dropout": FloatDistribution(0, 0.5), "depth": IntDistribution(1, 4)},
+        "fixed": {"batch_size": 64},
+        "conditional": {
+            "optimizer": {"adam": optimizer_space("adam", 12), "nesterov": optimizer_space("nesterov", 12)}
+        },
+        "n_trials": 24,
+    }
+    return Round(**arguments | changes)
+
+
+def train(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
+    curve = Curve.from_columns([0, 10], [1.0, config["dropout"] + config["learning_rate"]])
+    return TrialRecord(direction="minimize", curve=curve, max_steps=10)
+
+
+def test_the_configuration_is_whole_and_plain() -> None:
+    design = make_round()
+    study = design.create_study()
+    configs = {}
+    for _ in range(2):
+        trial = study.ask()
+        config = design.suggest(trial)
+        configs[config["optimizer"]] = config
+        assert {"optimizer", "dropout", "depth"} < set(trial.params)
+        assert f"{config['optimizer']}.learning_rate" in trial.params
+    assert set(configs["adam"]) == {"optimizer", "dropout", "depth", "learning_rate", "one_minus_beta1", "batch_size"}
+    assert set(configs["nesterov"]) == {
+        "optimizer",
+        "dropout",
+        "depth",
+        "learning_rate",
+        "one_minus_momentum",
+        "batch_size",
+    }
+    # Both values face the same point of what they share, and the same place of their own ranges.
+    assert configs["adam"]["dropout"] == configs["nesterov"]["dropout"]
+
+
+def test_a_frozen_trial_gives_its_configuration_again() -> None:
+    design = make_round()
+    study = design.create_study()
+    design.optimize(study, train)
+    config = design.suggest(study.best_trial)
+    assert config["learning_rate"] == study.best_trial.params[f"{config['optimizer']}.learning_rate"]
+    assert design.suggest(FixedTrial(study.best_trial.params)) == config
+
+
+@pytest.mark.parametrize("n_trials", [1, 7, 24])
+def test_optimize_runs_the_rounds_trials_once_and_evenly(n_trials: int) -> None:
+    design = make_round(n_trials=n_trials)
+    study = design.create_study()
+    for _ in range(2):
+        design.optimize(study, train)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * n_trials
+    counts = [sum(trial.params["optimizer"] == value for trial in study.trials) for value in ("adam", "nesterov")]
+    assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_a_longer_round_goes_on_with_the_same_sequence() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    short = make_round(n_trials=6)
+    short.optimize(short.create_study(study_name="s", storage=storage), train)
+    long = make_round(n_trials=10, goal="The same question, asked longer.")
+    study = long.create_study(study_name="s", storage=storage, load_if_exists=True)
+    long.optimize(study, train)
+    whole = make_round(n_trials=10)
+    reference = whole.create_study(study_name="s")
+    whole.optimize(reference, train)
+    assert [trial.params for trial in study.trials] == [trial.params for trial in reference.trials]
+    assert Round.from_study(study).goal == "The same question, asked longer."
+
+
+def test_the_seed_changes_the_points() -> None:
+    params = []
+    for seed in (None, 0, 1, 1):
+        design = make_round(seed=seed)
+        study = design.create_study(study_name="s")
+        design.optimize(study, train)
+        params.append([trial.params for trial in study.trials])
+    assert params[0] != params[1] != params[2]
+    assert params[2] == params[3]
+
+
+def test_a_round_is_rebuilt_from_its_study() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    design = make_round(
+        seed=3,
+        chance_level=0.9,
+        nuisance={"dropout": FloatDistribution(0, 0.5), "kind": CategoricalDistribution([1, "a"])},
+    )
+    design.create_study(study_name="s", storage=storage)
+    study = Round.load_study(study_name="s", storage=storage)
+    rebuilt = Round.from_study(study)
+    assert rebuilt.to_json() == design.to_json()
+    assert rebuilt.suggest(study.ask()) == design.suggest(design.create_study(study_name="s").ask())
+    json.loads(design.to_json(), parse_constant=pytest.fail)
+
+
+def test_what_is_wrong_with_a_point_makes_it_infeasible() -> None:
+    errors = [
+        InfeasibleError("diverged at step 3"),
+        MemoryError("no room"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ]
+
+    def failing(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
+        if trial.number < len(errors):
+            raise errors[trial.number]
+        return train(config, trial)
+
+    for direction, worst in (("minimize", float("inf")), ("maximize", float("-inf"))):
+        design = make_round(n_trials=len(errors))
+        study = design.create_study(direction=direction)
+        design.optimize(study, failing)
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * len(errors)
+        assert [trial.value for trial in study.trials] == [worst] * len(errors)
+        trials = trials_from_study(study)
+        assert list(trials.status) == [Status.INFEASIBLE] * len(errors)
+        assert trials.reason[0] == "diverged at step 3"
+        assert trials.reason[2].startswith("out of memory: CUDA")
+
+
+def test_an_infeasible_error_can_carry_the_record() -> None:
+    def diverging(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
+        error = InfeasibleError("diverged")
+        error.record = TrialRecord(
+            direction="minimize",
+            curve=Curve.from_columns([0, 5], [0.9, 0.5]),
+            status=Status.INFEASIBLE,
+            reason="diverged",
+        )
+        raise error
+
+    design = make_round(n_trials=1)
+    study = design.create_study()
+    design.optimize(study, diverging)
+    [curve] = trials_from_study(study).curves
+    assert curve is not None
+    assert curve.step.tolist() == [0, 5]
+
+
+def test_other_exceptions_are_the_users_to_see_and_the_trial_is_done_again() -> None:
+    broken = True
+
+    def sometimes(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
+        if broken and trial.number == 2:
+            raise RuntimeError("a bug of mine")
+        return train(config, trial)
+
+    design = make_round(n_trials=5)
+    study = design.create_study()
+    with pytest.raises(RuntimeError, match=r"^a bug of mine$"):
+        design.optimize(study, sometimes)
+    failed = study.trials[2].params
+    assert trials_from_study(study).status.tolist().count(Status.FAILED) == 1
+    broken = False
+    design.optimize(study, sometimes)
+    complete = [trial for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert len(complete) == 5
+    assert failed in [trial.params for trial in complete]
+    assert list(trials_from_study(study).status) == [Status.COMPLETE] * 5
+
+
+def test_a_trial_no_better_than_chance_is_infeasible() -> None:
+    def chance(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
+        return TrialRecord(direction="minimize", curve=Curve.from_columns([0, 1], [0.95, 0.9]))
+
+    design = make_round(n_trials=1, chance_level=0.9)
+    study = design.create_study()
+    design.optimize(study, chance)
+    trials = trials_from_study(study)
+    assert trials.status[0] is Status.INFEASIBLE
+    assert trials.reason[0] == "no better than chance: 0.9 against 0.9"
+
+
+def test_optimize_stops_where_the_users_callback_says_so() -> None:
+    design = make_round(n_trials=10)
+    study = design.create_study()
+
+    def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.number == 3:
+            study.stop()
+
+    design.optimize(study, train, callbacks=[stop])
+    assert len(study.trials) == 4
+    design.optimize(study, train, timeout=0)
+    assert len(study.trials) == 4
+
+
+def test_threads_share_a_round() -> None:
+    design = make_round(n_trials=24)
+    study = design.create_study()
+    design.optimize(study, train, n_jobs=3)
+    reference = design.create_study(study_name=study.study_name)
+    design.optimize(reference, train)
+    done = [trial for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert len(done) == 24
+    expected = sorted(map(str, (sorted(trial.params.items()) for trial in reference.trials)))
+    assert sorted(map(str, (sorted(trial.params.items()) for trial in done))) == expected
+    assert len(trials_from_study(study)) == 24
+
+
+def test_roles_and_caveats_reach_the_table() -> None:
+    design = make_round()
+    study = design.create_study()
+    design.optimize(study, train)
+    trials = trials_from_study(study)
+    assert trials.parameter("optimizer").role is Role.SCIENTIFIC
+    assert trials.parameter("adam.learning_rate").condition == ("optimizer", "adam")
+    assert trials.fixed == {"batch_size": 64}
+    assert trials.goal == design.goal
+    assert trials.caveats == design.caveats
+    assert len(design.caveats) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"nuisance": {"optimizer": RATE, "depth": RATE}},
+            "`scientific` and `nuisance` both name ['optimizer']: a hyperparameter has one role in a round. Remove it "
+            "from one of them.",
+        ),
+        (
+            {"fixed": {"depth": 3}},
+            "`nuisance` and `fixed` both name ['depth']: a hyperparameter has one role in a round. Remove it from one "
+            "of them.",
+        ),
+        (
+            {"scientific": {}, "nuisance": {}, "conditional": None},
+            "`scientific` and `nuisance` are {} and {}: the search space is empty. Give at least one hyperparameter a "
+            "distribution.",
+        ),
+        (
+            {"scientific": {"optimizer": []}},
+            "`scientific` has 'optimizer' = []: a scientific hyperparameter needs at least one value to compare. Pass "
+            "a list of values, or an Optuna distribution.",
+        ),
+        (
+            {"goal": " "},
+            "`goal` is ' ': a round needs a goal, because it decides which hyperparameters are scientific. Write the "
+            "question that the round answers.",
+        ),
+        ({"n_trials": 0}, "`n_trials` is 0: a round needs at least 1 trial. Pass a positive number."),
+        (
+            {"nuisance": {"depth": 3}},
+            "`nuisance` has 'depth' = 3: the range of a hyperparameter is an Optuna distribution. Use "
+            "optuna.distributions.FloatDistribution, IntDistribution or CategoricalDistribution; constants belong into "
+            "`fixed`.",
+        ),
+        (
+            {"conditional": {"dropout": {0.1: {"x": RATE}}}},
+            "`conditional` has the parent 'dropout': a parent must be a scientific or nuisance hyperparameter with "
+            "finitely many values. Parents here can be ['optimizer', 'depth'].",
+        ),
+        (
+            {"conditional": {"optimizer": {"sgd": {"x": RATE}}}},
+            "`conditional` has a branch for optimizer = 'sgd': 'optimizer' has only the values ['adam', 'nesterov']. "
+            "Use one of these.",
+        ),
+        (
+            {"conditional": {"optimizer": {"adam": {"depth": RATE}}}},
+            "`conditional` has 'depth' in the branch optimizer = 'adam', and the round has an unconditional "
+            "hyperparameter of that name: the configuration could hold only one of them. Rename one.",
+        ),
+        (
+            {"fixed": {"shape": {1, 2}}},
+            "`fixed` is {'shape': {1, 2}}: its values are kept in the study as JSON, and Object of type set is not "
+            "JSON serializable. Use numbers, text, booleans, None, lists and dicts.",
+        ),
+    ],
+)
+def test_a_bad_round_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_round(**changes)
+
+
+def test_another_round_cannot_take_over_a_study() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    make_round().create_study(study_name="s", storage=storage)
+    message = (
+        "`study_name` is 's': the round kept in this study differs from this one in ['fixed']. A study holds one "
+        "round; only its goal and n_trials may change. Give the changed round a study of its own, or rebuild the kept "
+        "one with Round.from_study."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_round(fixed={"batch_size": 32}).create_study(study_name="s", storage=storage, load_if_exists=True)
+
+
+def test_a_study_that_has_points_of_its_own_is_refused() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(ValueError, match=r"^`study_name` is 's': this study has trials, but no round is kept"):
+        make_round().create_study(study_name="s", storage=storage, load_if_exists=True)
+    with pytest.raises(ValueError, match=r"^`study` 's' has no round kept in it: it was not made by Round"):
+        Round.load_study(study_name="s", storage=storage)
+
+
+def test_another_sampler_is_refused() -> None:
+    design = make_round()
+    study = design.create_study(study_name="s")
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    message = (
+        "`study` 's' runs under RandomSampler: the round's points come from its own HaltonSampler. Make the study with "
+        "Round.create_study or Round.load_study, which set it."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        design.optimize(study, train)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        design.suggest(study.ask())
+
+
+def test_train_must_return_a_record() -> None:
+    design = make_round(n_trials=1)
+    with pytest.raises(
+        TypeError, match=r"^`train` returned 0\.5: it must return a TrialRecord\. Return the `\.record`"
+    ):
+        design.optimize(design.create_study(), lambda config, trial: 0.5)
