@@ -1,0 +1,54 @@
+# Every target sets up what it needs on a machine with Python (3.11 or later) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A stamp stands for an environment that is up to date with the files that describe it.
+DEMO_STAMP := $(VENV)/.demo-installed
+DEV_STAMP := $(VENV)/.dev-installed
+DESCRIPTION := pyproject.toml constraints.txt Makefile
+PYTEST_ARGS ?=
+
+.PHONY: help demo test test-slow lint bench test-system-packages clean
+
+help:
+	@echo "make demo                  run the quickstart and write its page"
+	@echo "make test                  run the tests (PYTEST_ARGS=... goes to pytest)"
+	@echo "make test-slow             run the long simulations and kill tests too"
+	@echo "make lint                  check style, types and import rules"
+	@echo "make bench                 print the benchmarks"
+	@echo "make test-system-packages  install the Debian packages that some tests need"
+
+$(DEMO_STAMP): $(DESCRIPTION)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(DEV_STAMP): $(DESCRIPTION)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(DEMO_STAMP) $@
+
+demo: $(DEMO_STAMP)
+	$(BIN)/python examples/quickstart.py
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(DEV_STAMP)
+	$(BIN)/python -m pytest -n auto -m slow $(PYTEST_ARGS)
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV_STAMP)
+	$(BIN)/python -m pytest tests/benchmarks -m "" --benchmark-only -p no:xdist -s $(PYTEST_ARGS)
+
+test-system-packages:
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y chromium postgresql
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,102 @@
+"""The public names: to add one is a decision, to rename one breaks users."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from types import ModuleType
+
+import pytest
+
+PUBLIC = {
+    "playbook_plugins.analysis": {
+        "Curve",
+        "Finding",
+        "InfeasibleError",
+        "Isolation",
+        "IsolationGroup",
+        "Parameter",
+        "Role",
+        "Status",
+        "TrialRecord",
+        "Trials",
+        "Verdict",
+        "check_best_steps",
+        "check_boundaries",
+        "check_feasibility",
+        "check_isolation",
+        "expected_best",
+        "isolate",
+        "median_best",
+        "review",
+    },
+    "playbook_plugins.charts": {"Chart", "axis_plot", "isolation_plot", "training_curves"},
+    "playbook_plugins.report": {"Wording", "word", "write_report"},
+    "playbook_plugins.optuna": {
+        "HaltonSampler",
+        "InfeasibleError",
+        "Round",
+        "optimizer_space",
+        "record_trial",
+        "redo_lost",
+        "trials_from_study",
+    },
+    "playbook_plugins.lightning": {
+        "BatchNormSync",
+        "BestCheckpoints",
+        "InfeasibleError",
+        "LearningRateWarmup",
+        "PercentileGradientClipping",
+        "PeriodicEvaluation",
+        "TrialRecorder",
+        "WeightEMA",
+        "build_optimizer",
+    },
+}
+
+# Arguments that others rely on, in order.
+SIGNATURES = {
+    "analysis.review": ["trials"],
+    "analysis.isolate": ["trials", "parameter"],
+    "charts.axis_plot": ["trials", "parameter"],
+    "charts.isolation_plot": ["trials", "parameter"],
+    "charts.training_curves": ["trials"],
+    "report.write_report": ["trials", "path"],
+    "optuna.HaltonSampler": ["seed", "search_space", "scientific"],
+    "optuna.optimizer_space": ["name", "n_trials"],
+    "optuna.record_trial": ["trial", "record"],
+    "optuna.trials_from_study": ["study"],
+    "optuna.redo_lost": ["study", "older_than"],
+    "optuna.Round": ["goal", "scientific", "nuisance", "fixed", "conditional", "n_trials"],
+    "lightning.LearningRateWarmup": ["warmup_steps", "extend_max_steps"],
+    "lightning.PercentileGradientClipping": ["percentile", "threshold", "window", "min_steps"],
+    "lightning.PeriodicEvaluation": ["every_n_steps"],
+    "lightning.WeightEMA": ["decay", "half_life"],
+    "lightning.BestCheckpoints": ["monitor", "mode", "save_top_k", "dirpath"],
+    "lightning.TrialRecorder": ["monitor", "mode"],
+    "lightning.build_optimizer": ["config", "parameters"],
+}
+
+
+def public_names(module: ModuleType) -> set[str]:
+    return {name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_names_are_these(name: str) -> None:
+    assert public_names(importlib.import_module(name)) == PUBLIC[name]
+
+
+@pytest.mark.parametrize("path", SIGNATURES)
+def test_the_arguments_keep_their_names_and_order(path: str) -> None:
+    module, _, name = path.partition(".")
+    signature = inspect.signature(getattr(importlib.import_module(f"playbook_plugins.{module}"), name))
+    assert list(signature.parameters)[: len(SIGNATURES[path])] == SIGNATURES[path]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_public_is_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in PUBLIC[name]:
+        assert getattr(module, public).__doc__, public

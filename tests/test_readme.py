@@ -1,0 +1,93 @@
+"""The README's blocks, run as a newcomer would: in order, in an empty folder, with their own model and objective."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+LINKS = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+
+
+def newcomers_names() -> dict[str, Any]:
+    """Return what the blocks expect a user to have: an objective, a Lightning module and two loaders."""
+    import pytorch_lightning as pl
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Model(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def loss(self, batch: Any) -> torch.Tensor:
+            inputs, targets = batch
+            return nn.functional.mse_loss(self.layer(inputs), targets)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.loss(batch))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("learning_rate", 1e-4, 1, log=True)
+        return abs(rate - 0.01) + trial.suggest_int("layers", 1, 3)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 4, generator=generator)
+    dataset = TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
+    return {
+        "objective": objective,
+        "model": Model(),
+        "train_loader": DataLoader(dataset, batch_size=16, shuffle=True),
+        "validation_loader": DataLoader(dataset, batch_size=64),
+    }
+
+
+def test_there_are_three_short_blocks() -> None:
+    assert len(BLOCKS) == 3
+    assert all(len(block.splitlines()) <= 12 for block in BLOCKS)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX` has been removed")
+def test_the_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = newcomers_names()
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(names["study"].trials) == 20
+    assert names["recorder"].record.curve.step.tolist() == [0, 20, 40, 60, 80, 100, 105]
+    assert len(names["recorder"].record.checkpoints) == 3
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    assert LINKS
+    assert all((ROOT / link).exists() for link in LINKS)
+
+
+def test_the_table_names_what_exists() -> None:
+    import importlib
+
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| [")]
+    called = {name for line in table for name in re.findall(r"`([\w.]+)`", line.rpartition("|")[0].rpartition("|")[2])}
+    assert len(called) > 15
+    for name in called:
+        package, _, attribute = name.partition(".")
+        if package in ("Round", "TrialRecord"):
+            package, attribute = {"Round": "optuna", "TrialRecord": "analysis"}[package], name
+        value: Any = importlib.import_module(f"playbook_plugins.{package}")
+        for part in attribute.split("."):
+            value = getattr(value, part)
