@@ -1,0 +1,216 @@
+"""How is the page of a study written? One HTML file that needs no network, replaced whole or not at all.
+
+Playbook: "Extracting insight from experimental results"; "The more effort it is to generate plots, the less likely we
+are to look at them as much as we should" ("Automate generically useful plots").
+
+The page carries the Vega libraries once, and the trials of each study once. Whatever comes from a study is text: the
+template escapes it, and a content security policy lets the page run its own two scripts only, and load nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playbook_plugins import __version__
+from playbook_plugins.analysis import Finding, Trials
+from playbook_plugins.analysis.review import review
+from playbook_plugins.charts.chart import import_vl_convert
+from playbook_plugins.charts.files import write_atomically
+from playbook_plugins.charts.theme import config
+from playbook_plugins.report.study import describe_study
+from playbook_plugins.report.wording import PLAYBOOK
+
+if TYPE_CHECKING:
+    import jinja2
+
+_HERE = Path(__file__).parent
+_MAX_TEXT = 2000
+
+
+def write_report(
+    trials: Trials | Sequence[Trials],
+    path: str | os.PathLike[str],
+    *,
+    findings: Sequence[Finding] | Sequence[Sequence[Finding]] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write the page of one study, or of the studies of one round.
+
+    Parameters
+    ----------
+    trials
+        One table of trials, or several, each with at least one trial.
+    path
+        Where to write; ends in ``.html`` or ``.htm``. A page that was there before is replaced whole or not at all.
+    findings
+        The findings to show, in the order in which they are to be read: a list for one table, a list of lists for
+        several. By default what `playbook_plugins.analysis.review.review` finds.
+    title
+        The page's title; by default the name of the study, or of the studies.
+
+    Returns
+    -------
+    Path
+        Where the page was written.
+
+    Raises
+    ------
+    ValueError
+        When there is no table or one has no trial, the findings do not fit the tables, or the path does not end in
+        ``.html``.
+    FileNotFoundError, NotADirectoryError, PermissionError
+        When the folder does not exist or cannot be written to.
+    ImportError
+        When the extra ``report`` is not installed.
+    """
+    target = Path(path)
+    tables = [trials] if isinstance(trials, Trials) else list(trials)
+    _check(tables, target)
+    write = functools.partial(_write, target)
+    return write(render_report(tables, _findings_of(tables, trials, findings), title))
+
+
+def render_report(tables: Sequence[Trials], findings: Sequence[Sequence[Finding]], title: str | None = None) -> str:
+    """Return the page as text.
+
+    Parameters
+    ----------
+    tables
+        The studies, each with at least one trial.
+    findings
+        One list a study.
+    title
+        As `write_report`.
+    """
+    environment = _environment()
+    described = [
+        describe_study(table, found, f"study-{place}")
+        for place, (table, found) in enumerate(zip(tables, findings, strict=True))
+    ]
+    data = {
+        "configs": {"light": _page_config(dark=False), "dark": _page_config(dark=True)},
+        "studies": [study for _, study in described],
+    }
+    libraries, script = _libraries(), (_HERE / "page.js").read_text(encoding="utf-8")
+    markup = _markup_type()
+    return environment.get_template("template.html").render(
+        title=title or ", ".join(table.name for table in tables),
+        studies=[context for context, _ in described],
+        style=markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        libraries=markup(libraries),
+        script=markup(script),
+        hashes=markup(" ".join(f"'sha256-{_hash(text)}'" for text in (libraries, script))),
+        data=markup(_script_json(data)),
+        playbook=PLAYBOOK,
+        version=__version__,
+    )
+
+
+def _check(tables: Sequence[Trials], target: Path) -> None:
+    if not tables:
+        raise ValueError("`trials` is empty: a page needs at least one study. Pass one table of trials, or several.")
+    for table in tables:
+        if not len(table):
+            raise ValueError(
+                f"`trials` of the study {table.name!r} has no trial: a page needs at least one. Run the study first."
+            )
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"`path` is {str(target)!r}: a page is written as .html. Give the path that ending.")
+    if not target.parent.is_dir():
+        reason = "is not a folder" if target.parent.exists() else "does not exist"
+        kind = NotADirectoryError if target.parent.exists() else FileNotFoundError
+        raise kind(
+            f"`path` is {str(target)!r}: the folder {str(target.parent)!r} {reason}. Make it, or pass another path."
+        )
+    if target.is_dir():
+        raise IsADirectoryError(f"`path` is {str(target)!r}: that is a folder. Pass the path of a file inside it.")
+
+
+def _findings_of(
+    tables: Sequence[Trials],
+    trials: Trials | Sequence[Trials],
+    findings: Sequence[Finding] | Sequence[Sequence[Finding]] | None,
+) -> list[list[Finding]]:
+    if findings is None:
+        return [review(table) for table in tables]
+    lists: list[Any] = [findings] if isinstance(trials, Trials) else list(findings)
+    if len(lists) != len(tables) or not all(
+        isinstance(found, Sequence) and all(isinstance(finding, Finding) for finding in found) for found in lists
+    ):
+        raise ValueError(
+            f"`findings` does not fit the {len(tables)} tables of `trials`: it must be a list of findings for one "
+            "table, and a list of such lists, one a table, for several. Leave it out to review the trials here."
+        )
+    return [list(found) for found in lists]
+
+
+def _write(target: Path, page: str) -> Path:
+    try:
+        return write_atomically(target, page.encode())
+    except PermissionError as error:
+        raise PermissionError(
+            f"`path` is {str(target)!r}: the folder {str(target.parent)!r} cannot be written to. Pass another path."
+        ) from error
+
+
+def _environment() -> jinja2.Environment:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError(
+            "jinja2 writes pages and is not installed. Run: pip install 'playbook-plugins[report]'"
+        ) from error
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain_text,
+    )
+
+
+def _markup_type() -> Any:
+    from markupsafe import Markup
+
+    return Markup
+
+
+def _plain_text(value: Any) -> Any:
+    """Return text that HTML can hold: no control characters or lone surrogates, of a length that can be read."""
+    if not isinstance(value, str) or isinstance(value, _markup_type()):
+        return value
+    text = value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else "\ufffd" for char in text
+    )
+
+
+@functools.cache
+def _libraries() -> str:
+    """Return Vega, Vega-Lite and vega-embed as one script, which defines `vegaEmbed`."""
+    # The newest Vega-Lite is the one that fits the Vega in the bundle; it reads v5 specifications as v5 does.
+    bundle: str = import_vl_convert().javascript_bundle()
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _page_config(*, dark: bool) -> dict[str, Any]:
+    return config(dark=dark) | {"background": None, "aria": False}
+
+
+def _script_json(data: Any) -> str:
+    """Return JSON that cannot end the script element that holds it."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
