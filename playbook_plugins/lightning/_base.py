@@ -11,6 +11,8 @@ import importlib.util
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+__all__ = ["CallbackBase", "ModelCheckpointBase"]
+
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 

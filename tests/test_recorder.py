@@ -1,0 +1,493 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_toys import PACKAGES, QUIET, make_gan, make_loader, make_model, make_trainer
+from torch.utils.data import DataLoader
+
+from playbook_plugins.analysis.records import InfeasibleError, Status, TrialRecord
+from playbook_plugins.lightning.clipping import PercentileGradientClipping
+from playbook_plugins.lightning.evaluation import PeriodicEvaluation
+from playbook_plugins.lightning.recorder import TrialRecorder, classify
+from playbook_plugins.lightning.training_time import TrainingTime, count_examples
+from playbook_plugins.lightning.warmup import LearningRateWarmup
+
+pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:LearningRateWarmup takes")]
+
+
+def stack(recorder: Any, n: int = 4) -> list[Any]:
+    return [LearningRateWarmup(2), PercentileGradientClipping(min_steps=5), PeriodicEvaluation(n), recorder]
+
+
+def fit(package: Any, callbacks: list[Any], model: Any = None, **options: Any) -> Any:
+    model = make_model(package) if model is None else model
+    trainer = make_trainer(package, callbacks, **({"max_steps": 20} | options))
+    trainer.fit(model, make_loader(5), make_loader(2, seed=1))
+    return model
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_curve_of_a_run(package: Any, accumulation: int) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    watched = []
+
+    class Watch(package.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            watched.append((float(trainer.callback_metrics["val_loss"]), len(pl_module.losses), len(pl_module.rates)))
+
+    callbacks = [*stack(recorder), Watch()]
+    clipping = callbacks[1]
+    model = fit(package, callbacks, accumulate_grad_batches=accumulation)
+    record = recorder.record
+    curve = record.curve
+    assert (record.status, record.reason, record.direction, record.objective_name) == (
+        Status.COMPLETE,
+        "",
+        "minimize",
+        "val_loss",
+    )
+    assert curve.step.tolist() == [0, 4, 8, 12, 16, 20, 22]
+    assert record.max_steps == 22
+    assert curve.validation.tolist() == [value for value, _, _ in watched]
+    assert list(curve.metrics) == ["val_twice"]
+    np.testing.assert_allclose(curve.metrics["val_twice"], 2 * curve.validation, rtol=1e-6)
+    assert np.isnan([curve.train[0], curve.learning_rate[0], curve.gradient_norm[0]]).all()
+    history = np.array(clipping.windows[0].history)
+    for row in range(1, len(curve)):
+        batches = slice(watched[row - 1][1], watched[row][1])
+        assert curve.train[row] == pytest.approx(np.mean(model.losses[batches]), rel=1e-6)
+        assert curve.learning_rate[row] == model.rates[watched[row][2] - 1][0]
+        assert curve.gradient_norm[row] == np.median(history[curve.step[row - 1] : curve.step[row]])
+    assert record.gradient_norm_quantiles.tolist() == np.percentile(history, np.arange(101)).tolist()
+    assert record.gradient_norm_histogram[1].sum() == 22
+    assert record.clipped_share == clipping.clipped_share
+    assert record.examples_per_second > 0
+    assert 0 < record.data_wait_share < 1
+    assert record.seconds > 0
+    again = TrialRecord.from_json(record.to_json())
+    np.testing.assert_array_equal(again.curve.train, curve.train)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_order_of_the_callbacks_does_not_matter(package: Any) -> None:
+    def run(order: tuple[int, ...]) -> tuple[Any, Any]:
+        recorder = TrialRecorder("val_loss", "min")
+        callbacks = stack(recorder)
+        model = fit(package, [callbacks[place] for place in order])
+        record = json.loads(recorder.record.to_json())
+        return model.losses, {name: record[name] for name in ("curve", "clipped_share", "gradient_norm_quantiles")}
+
+    orders = list(itertools.permutations(range(4)))
+    expected = run(orders[0])
+    for order in orders[1:]:
+        assert run(order) == expected, order
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_without_the_other_callbacks(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "max")
+    fit(package, [recorder], max_epochs=3, max_steps=-1)
+    record = recorder.record
+    assert record.direction == "maximize"
+    # Lightning validates after each epoch; its sanity check is no evaluation.
+    assert record.curve.step.tolist() == [5, 10, 15]
+    assert record.max_steps == 15
+    assert np.isfinite(record.curve.train).all()
+    assert np.isnan(record.curve.gradient_norm).all()
+    assert math.isnan(record.clipped_share)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_it_watches_and_does_not_touch(package: Any) -> None:
+    def run(callbacks: list[Any]) -> Any:
+        torch.manual_seed(0)
+        return fit(package, callbacks, make_model(package, dropout=0.5)).losses
+
+    assert run([]) == run([TrialRecorder("val_loss", "min")])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_nan_stops_the_run_at_once(package: Any, accumulation: int) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    seen = []
+
+    class Watch(package.Callback):
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            seen.append(exception)
+
+    model = make_model(package, poison=7)
+    # Of five batches an epoch, accumulation 2 makes three steps: batches 7 and 8 are the step after four.
+    step = 7 if accumulation == 1 else 4
+    with pytest.raises(InfeasibleError, match=f"^diverged: training loss is nan at step {step}$") as caught:
+        fit(package, [PeriodicEvaluation(2), recorder, Watch()], model, accumulate_grad_batches=accumulation)
+    assert seen == [caught.value]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    record = recorder.record
+    assert (record.status, record.reason) == (Status.INFEASIBLE, caught.value.reason)
+    assert record.objective == math.inf
+    assert len(record.curve)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_beside_clipping_the_norm_stops_it_in_the_same_step(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    with pytest.raises(InfeasibleError, match=r"^non-finite gradient norm at step 7$"):
+        fit(package, stack(recorder), make_model(package, poison=7))
+    assert recorder.record.status is Status.INFEASIBLE
+    assert recorder.record.curve.step.tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize(("value", "word"), [(math.nan, "nan"), (math.inf, "inf")])
+def test_an_objective_that_is_not_finite_stops_the_run(package: Any, value: float, word: str) -> None:
+    model = make_model(package)
+    usual = model.validation_step
+    model.validation_step = lambda batch, batch_idx: (
+        usual(batch, batch_idx) if model.trainer.global_step < 8 else model.log("val_loss", torch.tensor(value))
+    )
+    recorder = TrialRecorder("val_loss", "min")
+    with pytest.raises(InfeasibleError, match=f"^diverged: val_loss is {word} at step 8$"):
+        fit(package, stack(recorder), model)
+    record = recorder.record
+    assert record.status is Status.INFEASIBLE
+    assert record.curve.step.tolist() == [0, 4, 8]
+    assert np.isnan(record.curve.validation).tolist() == [False, False, True]
+
+
+class Raise:
+    def __init__(self, exception: BaseException, step: int = 6) -> None:
+        super().__init__()
+        self.exception, self.step = exception, step
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise self.exception
+
+
+class TrialPruned(Exception):
+    """By the name of Optuna's, which this extra does not need."""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize(
+    ("exception", "status", "reason"),
+    [
+        (RuntimeError("a bug"), Status.FAILED, "RuntimeError('a bug')"),
+        (KeyboardInterrupt(), Status.FAILED, "KeyboardInterrupt()"),
+        (InfeasibleError("too large"), Status.INFEASIBLE, "too large"),
+        (TrialPruned("at step 6"), Status.PRUNED, "at step 6"),
+        (MemoryError(), Status.INFEASIBLE, "out of memory"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), Status.INFEASIBLE, None),
+    ],
+)
+def test_the_record_after_an_exception(
+    package: Any, exception: BaseException, status: Status, reason: str | None
+) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    raiser = type("Raise", (Raise, package.Callback), {})(exception)
+    # Lightning turns an interrupt into an exit.
+    with pytest.raises(SystemExit if isinstance(exception, KeyboardInterrupt) else type(exception)):
+        fit(package, [*stack(recorder), raiser])
+    record = recorder.record
+    assert record.status is status
+    assert record.reason == (reason or "out of memory: CUDA out of memory. Tried")
+    assert record.curve.step.tolist() == [0, 4]
+    assert record.max_steps == 22
+
+
+def test_out_of_memory_of_the_cpu_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    status, reason = classify(caught.value)
+    assert status is Status.INFEASIBLE
+    assert reason.startswith("out of memory: ")
+    assert classify(RuntimeError("shapes differ"))[0] is Status.FAILED
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_record_during_training(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    assert recorder.record.status is Status.RUNNING
+    seen = []
+
+    class Watch(package.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append(recorder.record)
+
+    fit(package, [*stack(recorder), Watch()])
+    assert {record.status for record in seen} == {Status.RUNNING}
+    assert [len(record.curve) for record in seen[:6]] == [1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_after_a_resume_the_curve_continues(package: Any, tmp_path: Any) -> None:
+    class Save(package.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    # Without randomness in the order of the batches, a resume at the end of an epoch repeats the run.
+    whole = TrialRecorder("val_loss", "min")
+    fit(package, [*stack(whole, 3), Save()])
+    resumed = TrialRecorder("val_loss", "min")
+    make_trainer(package, stack(resumed, 3), max_steps=20).fit(
+        make_model(package), make_loader(5), make_loader(2, seed=1), ckpt_path=tmp_path / "10.ckpt", weights_only=True
+    )
+    one, other = whole.record, resumed.record
+    assert other.status is Status.COMPLETE
+    assert other.curve.step.tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 22]
+    for name, column in one.curve.columns().items():
+        np.testing.assert_array_equal(column, other.curve.columns()[name], err_msg=name)
+    np.testing.assert_array_equal(one.gradient_norm_quantiles, other.gradient_norm_quantiles)
+    assert (one.max_steps, one.clipped_share) == (other.max_steps, other.clipped_share)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_second_fit_continues_and_a_new_run_begins_afresh(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    trainer = make_trainer(package, [PeriodicEvaluation(3), recorder], max_steps=6)
+    model, loaders = make_model(package), (make_loader(5), make_loader(2))
+    trainer.fit(model, *loaders)
+    trainer.fit_loop.epoch_loop.max_steps = 9
+    trainer.fit(model, *loaders)
+    assert recorder.record.curve.step.tolist() == [0, 3, 6, 9]
+    fit(package, [PeriodicEvaluation(3), recorder], max_steps=3)
+    assert recorder.record.curve.step.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_validation_outside_of_fit_is_not_recorded(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    trainer = make_trainer(package, [PeriodicEvaluation(3), recorder], max_steps=3)
+    model = make_model(package)
+    trainer.fit(model, make_loader(5), make_loader(2))
+    trainer.validate(model, make_loader(2), verbose=False)
+    assert recorder.record.curve.step.tolist() == [0, 3]
+    assert recorder.record.status is Status.COMPLETE
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_manual_optimization(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    fit(package, [PeriodicEvaluation(6), recorder], make_gan(package), max_steps=12)
+    curve = recorder.record.curve
+    assert curve.step.tolist() == [0, 6, 12]
+    assert np.isfinite(curve.train[1:]).all()
+    # Each optimizer's schedule multiplies by 0.9 a step; the first one's rate is recorded.
+    np.testing.assert_allclose(curve.learning_rate[1:], [0.1 * 0.9**2, 0.1 * 0.9**5])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_throughput_and_the_wait_for_data(package: Any) -> None:
+    class Slow(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.005)
+            return torch.zeros(3), torch.zeros(1)
+
+    class Watch(package.Callback):
+        def on_before_optimizer_step(self, *_: Any) -> None:
+            time.sleep(0.02)
+
+        def on_validation_end(self, *_: Any) -> None:
+            time.sleep(0.3)
+
+    recorder = TrialRecorder("val_loss", "min")
+    # A batch of 4 takes 20 ms to load and 20 ms to train on.
+    trainer = make_trainer(package, [PeriodicEvaluation(5), recorder, Watch()], max_epochs=2)
+    trainer.fit(make_model(package), DataLoader(Slow(), batch_size=4), make_loader(2))
+    record = recorder.record
+    assert record.data_wait_share == pytest.approx(0.5, abs=0.15)
+    assert 40 < record.examples_per_second < 101
+    assert record.seconds > 1.2
+
+
+def test_training_time_by_hand() -> None:
+    now = iter([0, 1, 2, 3, 10, 13, 15, 20, 40, 50, 50])
+    timing = TrainingTime(lambda: float(next(now)))
+    timing.begin_fit()  # 0
+    timing.begin_wait()  # 1: the first batch of a fit does not count
+    timing.end_wait()  # 2
+    timing.end_batch(4)
+    timing.begin_batch()  # 3
+    timing.begin_wait()  # 10: while training on the batch, as a loader without length does
+    timing.end_wait()  # 13
+    timing.end_batch(8)  # 15
+    assert (timing.n_examples, timing.training_seconds, timing.waiting_seconds) == (8, 12, 3)
+    assert (timing.examples_per_second, timing.wait_share) == (8 / 12, 3 / 12)
+    assert timing.seconds == 20
+    timing.end_fit()  # 40
+    again = TrainingTime(lambda: float(next(now)))
+    again.load_state_dict(timing.state_dict())
+    assert (again.seconds, again.wait_share) == (40, 3 / 12)
+
+
+def test_examples_are_counted_in_any_batch() -> None:
+    x = torch.zeros(6, 2)
+    for batch in (x, [x, x[:1]], {"x": x}, (("a", 3), {"x": [x]}), x.numpy()):
+        assert count_examples(batch) == 6
+    for batch in ("text", torch.tensor(3.0), None):
+        assert count_examples(batch) == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_checkpoints_come_from_whoever_keeps_them(package: Any) -> None:
+    class Keeper(package.Callback):
+        kept_checkpoints = (Path("best.ckpt"), Path("second.ckpt"))
+
+    recorder = TrialRecorder("val_loss", "min")
+    fit(package, [*stack(recorder), Keeper()])
+    assert recorder.record.checkpoints == ("best.ckpt", "second.ckpt")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_run_without_an_evaluation_has_no_record(package: Any) -> None:
+    recorder = TrialRecorder("val_loss", "min")
+    fit(package, [recorder], max_steps=2, limit_val_batches=0)
+    with pytest.raises(ValueError, match="none with a finite val_loss"):
+        _ = recorder.record
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_metric_that_is_not_logged_is_named(package: Any) -> None:
+    message = (
+        "`monitor` is 'val_error': validation logged no such metric. Log it in validation_step by "
+        "self.log('val_error', ...), or pass one of ['val_loss', 'val_twice']."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fit(package, stack(TrialRecorder("val_error", "min")))
+
+
+def test_bad_arguments_are_refused() -> None:
+    message = "`mode` is 'minimize': it must be 'min' or 'max'. Pass the way in which val_loss gets better."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TrialRecorder("val_loss", "minimize")  # type: ignore[arg-type]
+
+
+def test_it_pickles() -> None:
+    assert pickle.loads(pickle.dumps(TrialRecorder("val_loss", "min"))).monitor == "val_loss"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_spawned_processes_are_refused(package: Any) -> None:
+    message = (
+        "`strategy` is DDPStrategy, and TrialRecorder does not support it: the record would stay behind in the worker "
+        "process. Use strategy='ddp'."
+    )
+    with pytest.raises(Exception, match=re.escape(message)):
+        fit(package, [TrialRecorder("val_loss", "min")], strategy="ddp_fork", devices=2)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_compiled_network_trains_the_same(package: Any) -> None:
+    def run(wrap: Any) -> Any:
+        recorder = TrialRecorder("val_loss", "min")
+        model = make_model(package)
+        model.net = wrap(model.net)
+        return fit(package, stack(recorder), model), recorder.record
+
+    plain, record = run(lambda net: net)
+    # The eager backend compiles without a C++ compiler.
+    compiled, again = run(lambda net: torch.compile(net, backend="eager"))
+    assert compiled.rates == plain.rates
+    assert compiled.evaluated == plain.evaluated
+    for name, column in record.curve.columns().items():
+        np.testing.assert_allclose(again.curve.columns()[name], column, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_others_work_in_forked_processes(package: Any, tmp_path: Path) -> None:
+    class Tell(package.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            told = (pl_module.evaluated, pl_module.rates, list(callbacks[1].windows[0].history))
+            (tmp_path / f"{trainer.global_rank}.json").write_text(json.dumps(told))
+
+    callbacks = [LearningRateWarmup(2), PercentileGradientClipping(min_steps=5), PeriodicEvaluation(4)]
+    fit(package, [*callbacks, Tell()], strategy="ddp_fork", devices=2)
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other
+    assert one[0] == [0, 4, 8, 12, 16, 20, 22]
+    assert [rates[0] for rates in one[1][:3]] == [0, 0.025, 0.05]
+    assert len(one[2]) == 22
+
+
+SCRIPT = """
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, sys.argv[1])
+from lightning_toys import make_loader, make_model, make_trainer
+from playbook_plugins.analysis.records import InfeasibleError
+from playbook_plugins.lightning.clipping import PercentileGradientClipping
+from playbook_plugins.lightning.evaluation import PeriodicEvaluation
+from playbook_plugins.lightning.recorder import TrialRecorder
+from playbook_plugins.lightning.warmup import LearningRateWarmup
+
+package = importlib.import_module(sys.argv[3])
+told = {}
+for case in ("whole", "nan on rank 1"):
+    recorder, clipping = TrialRecorder("val_loss", "min"), PercentileGradientClipping(50, min_steps=3)
+    callbacks = [LearningRateWarmup(2), PeriodicEvaluation(3), recorder] + [clipping] * (case == "whole")
+    trainer = make_trainer(package, callbacks, strategy="ddp", devices=2, max_steps=20)
+    model = make_model(package)
+    model.poison = 5 if case != "whole" and trainer.global_rank == 1 else -1
+    message = ""
+    try:
+        trainer.fit(model, make_loader(8), make_loader(4, seed=1))
+    except InfeasibleError as error:
+        message = error.reason
+    told[case] = {
+        "message": message,
+        "evaluated": model.evaluated,
+        "rates": model.rates,
+        "norms": list(clipping.windows[0].history) if clipping.windows else [],
+        "weights": [parameter.detach().tolist() for parameter in model.parameters()],
+        "losses": model.losses,
+        "record": json.loads(recorder.record.to_json()),
+    }
+    if case == "whole":
+        trainer.strategy.barrier()
+json.dump(told, open(f"{sys.argv[2]}/{trainer.global_rank}.json", "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", PACKAGES)
+def test_two_processes_agree(package: Any, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
+    subprocess.run(
+        [sys.executable, *command, str(Path(__file__).parent), str(tmp_path), package.__name__],
+        check=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    whole = one["whole"]
+    for name in ("evaluated", "rates", "norms", "weights"):
+        assert whole[name] == other["whole"][name], name
+    assert whole["evaluated"] == [0, 3, 6, 9, 12, 15, 18, 21, 22]
+    assert len(whole["norms"]) == 22
+    # The mean over both ranks' batches.
+    expected = np.mean(whole["losses"][:3] + other["whole"]["losses"][:3])
+    assert whole["record"]["curve"]["train"][1] == pytest.approx(expected, rel=1e-6)
+    assert whole["record"]["curve"]["train"] == other["whole"]["record"]["curve"]["train"]
+    # Rank 1's loss is NaN at batch 5: both stop there.
+    assert other["nan on rank 1"]["message"] == "diverged: training loss is nan at step 5"
+    assert one["nan on rank 1"]["message"] == "diverged: training loss is not finite on another rank at step 5"
+    assert {told["nan on rank 1"]["record"]["status"] for told in (one, other)} == {"infeasible"}
