@@ -127,7 +127,7 @@ def test_rmsprop_is_torchs_rule_as_the_docstring_says() -> None:
     config = {
         "optimizer": "rmsprop",
         "learning_rate": RATE,
-        "one_minus_beta2": 1 - rho,
+        "one_minus_rho": 1 - rho,
         "one_minus_momentum": 1 - gamma,
         "epsilon": EPSILON,
     }

@@ -44,12 +44,12 @@ def newcomers_names() -> dict[str, Any]:
         return abs(rate - 0.01) + trial.suggest_int("layers", 1, 3)
 
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(64, 4, generator=generator)
+    inputs = torch.randn(512, 4, generator=generator)
     dataset = TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
     return {
         "objective": objective,
         "model": Model(),
-        "train_loader": DataLoader(dataset, batch_size=16, shuffle=True),
+        "train_loader": DataLoader(dataset, batch_size=8, shuffle=True),
         "validation_loader": DataLoader(dataset, batch_size=64),
     }
 

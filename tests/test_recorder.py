@@ -41,6 +41,47 @@ def fit(package: Any, callbacks: list[Any], model: Any = None, **options: Any) -
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_training_objective_can_be_another_entry_than_the_loss(package: Any, accumulation: int) -> None:
+    curves = []
+    for train in ("loss", "twice"):
+        model = make_model(package)
+        with_loss_only = model.training_step
+
+        def training_step(batch: Any, batch_idx: int, step: Any = with_loss_only) -> dict[str, Any]:
+            loss = step(batch, batch_idx)
+            return {"loss": loss, "twice": 2 * loss.detach()}
+
+        model.training_step = training_step
+        recorder = TrialRecorder("val_loss", "min", train=train)
+        fit(package, stack(recorder), model, accumulate_grad_batches=accumulation)
+        curves.append(recorder.record.curve.train)
+    assert np.isfinite(curves[0][1:]).all()
+    np.testing.assert_allclose(curves[1], 2 * curves[0])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_training_objective_that_is_not_returned_is_refused(package: Any) -> None:
+    message = (
+        "`train` is 'error': training_step returned no such entry, but the training objective of the curve is read "
+        "from there. Return {'loss': ..., 'error': ...}, or leave train='loss'."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fit(package, stack(TrialRecorder("val_loss", "min", train="error")))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_error_of_a_diverged_run_carries_its_record(package: Any) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        fit(package, stack(TrialRecorder("val_loss", "min")), make_model(package, poison=9))
+    record = caught.value.record
+    assert record is not None
+    assert record.status is Status.INFEASIBLE
+    assert record.reason == caught.value.reason
+    assert record.curve.step.tolist() == [0, 4, 8]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("accumulation", [1, 3])
 def test_the_curve_of_a_run(package: Any, accumulation: int) -> None:
     recorder = TrialRecorder("val_loss", "min")
     watched = []

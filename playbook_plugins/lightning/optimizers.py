@@ -16,12 +16,12 @@ _ALLOWED = {
     "sgd": (),
     "momentum": ("one_minus_momentum",),
     "nesterov": ("one_minus_momentum",),
-    "rmsprop": ("one_minus_momentum", "one_minus_beta2", "epsilon"),
+    "rmsprop": ("one_minus_momentum", "one_minus_rho", "epsilon"),
     "adam": ("one_minus_beta1", "one_minus_beta2", "epsilon"),
     "nadam": ("one_minus_beta1", "one_minus_beta2", "epsilon"),
 }
 _COMMON = ("learning_rate", "weight_decay")
-_KEYS = ("one_minus_momentum", "one_minus_beta1", "one_minus_beta2", "epsilon")
+_KEYS = ("one_minus_momentum", "one_minus_rho", "one_minus_beta1", "one_minus_beta2", "epsilon")
 # Names that other libraries use: they would be ignored in silence.
 _INSTEAD = {
     "lr": "learning_rate",
@@ -46,7 +46,8 @@ def build_optimizer(config: Mapping[str, Any], parameters: Iterable[Any]) -> Opt
 
         - ``"one_minus_momentum"`` (momentum, nesterov: default 0.1; rmsprop: default 1, which is no momentum),
         - ``"one_minus_beta1"`` (adam, nadam: default 0.1),
-        - ``"one_minus_beta2"`` (adam, nadam: default 0.001; rmsprop, where the playbook calls it rho: default 0.01),
+        - ``"one_minus_beta2"`` (adam, nadam: default 0.001),
+        - ``"one_minus_rho"`` (rmsprop, the decay of its second moment: default 0.01),
         - ``"epsilon"`` (rmsprop, adam, nadam: default 1e-8), positive,
         - ``"weight_decay"`` (all: default 0), at least 0.
 
@@ -115,7 +116,7 @@ def build_optimizer(config: Mapping[str, Any], parameters: Iterable[Any]) -> Opt
         return torch.optim.RMSprop(
             parameters,
             lr=rate,
-            alpha=one_minus("one_minus_beta2", 0.01),
+            alpha=one_minus("one_minus_rho", 0.01),
             eps=epsilon,
             momentum=one_minus("one_minus_momentum", 1.0),
             weight_decay=decay,

@@ -45,13 +45,17 @@ class TrialRecorder(CallbackBase):
         The objective: a metric that is logged during validation.
     mode
         ``"min"`` or ``"max"``: which way it gets better.
+    train
+        Which entry of what `training_step` returns is the training objective of the curve: ``"loss"``, or the key of
+        the monitored quantity on the training batch, for instance ``"error"`` of ``{"loss": ..., "error": ...}``, so
+        that both curves have one unit.
     clock
         Returns the time in seconds; for tests.
 
     Notes
     -----
-    - Each evaluation adds a row to the curve: the optimizer step; the monitored value; the mean of the losses that
-      `training_step` returned since the evaluation before, over all batches and ranks; the rate of the first
+    - Each evaluation adds a row to the curve: the optimizer step; the monitored value; the mean of the training
+      objectives since the evaluation before, over all batches and ranks; the rate of the first
       parameter group in the last step; the median gradient norm since the evaluation before (with
       `PercentileGradientClipping`); and every other scalar logged during validation. Two evaluations at one step leave
       the later one.
@@ -71,7 +75,11 @@ class TrialRecorder(CallbackBase):
     """
 
     def __init__(
-        self, monitor: str, mode: Literal["min", "max"], clock: Callable[[], float] = time.perf_counter
+        self,
+        monitor: str,
+        mode: Literal["min", "max"],
+        train: str = "loss",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(
@@ -79,6 +87,7 @@ class TrialRecorder(CallbackBase):
             )
         self.monitor = monitor
         self.mode = mode
+        self.train = train
         self.clock = clock
         self._restored = False
         self._clipping: PercentileGradientClipping | None = None
@@ -91,9 +100,10 @@ class TrialRecorder(CallbackBase):
         self._reason = ""
         self._rows: list[dict[str, float]] = []
         self._max_steps = -1
-        # Since the evaluation before: the sum of the losses (on the device), their number, the norms already told.
-        self._loss_sum: Tensor | float = 0.0
-        self._n_losses = 0
+        # Since the evaluation before: the sum of the training objectives (on the device), their number, and how many
+        # norms were told already.
+        self._train_sum: Tensor | float = 0.0
+        self._n_trained = 0
         self._n_norms: list[int] = []
         self._loss: Tensor | None = None
         self._rate: float | Tensor = math.nan
@@ -193,12 +203,18 @@ class TrialRecorder(CallbackBase):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
+        value = outputs.get(self.train) if isinstance(outputs, Mapping) else outputs if self.train == "loss" else None
+        if value is None and self.train != "loss":
+            raise ValueError(
+                f"`train` is {self.train!r}: training_step returned no such entry, but the training objective of the "
+                f"curve is read from there. Return {{'loss': ..., {self.train!r}: ...}}, or leave train='loss'."
+            )
+        if value is not None:
             # Lightning hands over the share of the loss that enters the accumulated gradient.
-            scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._loss_sum = self._loss_sum + scale * _widen(loss.detach())
-            self._n_losses += 1
+            is_share = self.train == "loss" and pl_module.automatic_optimization
+            scale = trainer.accumulate_grad_batches if is_share else 1
+            self._train_sum = self._train_sum + scale * _widen(torch.as_tensor(value).detach())
+            self._n_trained += 1
         self._time.end_batch(count_examples(batch) * trainer.world_size)
 
     @override
@@ -235,13 +251,16 @@ class TrialRecorder(CallbackBase):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._end(*classify(exception))
+        if isinstance(exception, InfeasibleError):
+            # Whoever catches it, such as Round.objective, keeps the history of the run.
+            exception.record = self.record
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "rows": {name: torch.tensor(column, dtype=torch.float64) for name, column in self._columns().items()},
-            "loss_sum": float(self._loss_sum),
-            "n_losses": self._n_losses,
+            "train_sum": float(self._train_sum),
+            "n_trained": self._n_trained,
             "n_norms": list(self._n_norms),
             "rate": float(self._rate),
             "time": self._time.state_dict(),
@@ -252,8 +271,8 @@ class TrialRecorder(CallbackBase):
         self._forget()
         columns = {name: column.tolist() for name, column in state_dict["rows"].items()}
         self._rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        self._loss_sum = state_dict["loss_sum"]
-        self._n_losses = state_dict["n_losses"]
+        self._train_sum = state_dict["train_sum"]
+        self._n_trained = state_dict["n_trained"]
         self._n_norms = list(state_dict["n_norms"])
         self._rate = state_dict["rate"]
         self._time.load_state_dict(state_dict["time"])
@@ -273,8 +292,8 @@ class TrialRecorder(CallbackBase):
             raise InfeasibleError(f"diverged: {what} at step {trainer.global_step}")
 
     def _take_loss(self, trainer: Trainer) -> float:
-        total, count = float(self._loss_sum), self._n_losses
-        self._loss_sum, self._n_losses = 0.0, 0
+        total, count = float(self._train_sum), self._n_trained
+        self._train_sum, self._n_trained = 0.0, 0
         if trainer.world_size > 1:
             pair = torch.tensor([total, count], dtype=torch.float32, device=trainer.strategy.root_device)
             total, count = torch.as_tensor(trainer.strategy.reduce(pair, reduce_op="sum")).tolist()

@@ -104,7 +104,8 @@ def trials_from_study(study: optuna.Study) -> Trials:
     parameters = _parameters(frozen, design)
     records = [_record(trial) for trial in frozen]
     outcomes = [_outcome(trial, record) for trial, record in zip(frozen, records, strict=True)]
-    names = {record.objective_name for record in records if record is not None}
+    # A run that broke before its first evaluation may not know the name.
+    names = {record.objective_name for record in records if record is not None and len(record.curve)}
     return Trials.from_columns(
         study.study_name,
         parameters,
