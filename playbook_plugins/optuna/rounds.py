@@ -169,8 +169,7 @@ class Round:
             self._check_same(json.loads(kept), study.study_name)
         if kept != self.to_json():
             study.set_user_attr(ROUND_KEY, self.to_json())
-        study.sampler = self._sampler()
-        return study
+        return self._under_own_sampler(study)
 
     @classmethod
     def load_study(cls, *, study_name: str | None = None, storage: str | optuna.storages.BaseStorage) -> optuna.Study:
@@ -184,8 +183,7 @@ class Round:
             When no round is kept with it.
         """
         study = optuna.load_study(study_name=study_name, storage=storage)
-        study.sampler = cls.from_study(study)._sampler()
-        return study
+        return cls.from_study(study)._under_own_sampler(study)
 
     @classmethod
     def from_study(cls, study: optuna.Study) -> Round:
@@ -339,6 +337,13 @@ class Round:
             for value, space in branches.items():
                 for name, distribution in space.items():
                     yield _Entry(f"{value}.{name}", name, distribution, Role.NUISANCE, (parent, value))
+
+    def _under_own_sampler(self, study: optuna.Study) -> optuna.Study:
+        """Set the round's sampler; a study begun with other settings is refused here, where it costs no trial."""
+        sampler = self._sampler()
+        sampler.check(study)
+        study.sampler = sampler
+        return study
 
     def _sampler(self) -> HaltonSampler:
         """Return the sampler of the round: branches share dimensions, as they never meet in one trial."""

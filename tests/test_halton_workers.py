@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial
+from sqlalchemy import event
+
+from playbook_plugins.optuna.halton import HaltonSequence
+from playbook_plugins.optuna.sampler import HaltonSampler
+
+UNIT = FloatDistribution(0, 1)
+BRANCHES: dict[str, Any] = {
+    "decay": UNIT,
+    "optimizer": {
+        "adam": {"adam.rate": UNIT, "adam.beta1": UNIT},
+        "nesterov": {"nesterov.rate": UNIT},
+    },
+    "dropout": UNIT,
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def two(trial: Trial) -> float:
+    return trial.suggest_float("x", 0, 1) + trial.suggest_float("y", 0, 1)
+
+
+def branched(trial: Trial) -> float:
+    trial.suggest_float("decay", 0, 1)
+    optimizer = trial.suggest_categorical("optimizer", ["adam", "nesterov"])
+    trial.suggest_float(f"{optimizer}.rate", 0, 1)
+    if optimizer == "adam":
+        trial.suggest_float("adam.beta1", 0, 1)
+    return trial.suggest_float("dropout", 0, 1)
+
+
+def points(seed: int, count: int, n_dimensions: int) -> list[list[float]]:
+    found: list[list[float]] = HaltonSequence(seed).points(range(count), range(n_dimensions)).tolist()
+    return found
+
+
+def params(study: optuna.Study, *names: str) -> list[list[Any]]:
+    return [[trial.params[name] for name in names] for trial in study.trials]
+
+
+WORKER = textwrap.dedent(
+    """
+    import sys
+    import time
+    import optuna
+    from optuna.distributions import FloatDistribution
+    from playbook_plugins.optuna.sampler import HaltonSampler
+
+    kind, place, space, n_trials, seconds = sys.argv[1:]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if kind == "sqlite":
+        storage = optuna.storages.RDBStorage(place, engine_kwargs={"connect_args": {"timeout": 60}})
+    else:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(place))
+    unit = FloatDistribution(0, 1)
+    branches = {
+        "decay": unit,
+        "optimizer": {"adam": {"adam.rate": unit, "adam.beta1": unit}, "nesterov": {"nesterov.rate": unit}},
+        "dropout": unit,
+    }
+    sampler = HaltonSampler(seed=4, search_space=branches if space == "declared" else None)
+    study = optuna.load_study(study_name="shared", storage=storage, sampler=sampler)
+
+    def objective(trial):
+        trial.suggest_float("decay", 0, 1)
+        if space == "plain":
+            trial.suggest_float("adam.rate", 0, 1)
+            trial.suggest_float("adam.beta1", 0, 1)
+        else:
+            optimizer = trial.suggest_categorical("optimizer", ["adam", "nesterov"])
+            trial.suggest_float(f"{optimizer}.rate", 0, 1)
+            if optimizer == "adam":
+                trial.suggest_float("adam.beta1", 0, 1)
+        time.sleep(float(seconds))
+        return trial.suggest_float("dropout", 0, 1)
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    study.optimize(objective, n_trials=int(n_trials))
+    """
+)
+
+
+def work_in_parallel(
+    tmp_path: Path, kind: str, space: str, *, n_workers: int = 4, n_trials: int = 50, seconds: float = 0.0
+) -> optuna.Study:
+    storage: BaseStorage
+    if kind == "sqlite":
+        place = f"sqlite:///{tmp_path / 'study.db'}"
+        storage = RDBStorage(place)
+    else:
+        place = str(tmp_path / "study.log")
+        storage = JournalStorage(JournalFileBackend(place))
+    study = optuna.create_study(study_name="shared", storage=storage)
+    command = [sys.executable, "-c", WORKER, kind, place, space, str(n_trials), str(seconds)]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n_workers)
+    ]
+    # All have loaded the study before any begins, so that they meet.
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        worker.communicate("go\n")
+        assert worker.returncode == 0
+    return study
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_four_processes_draw_exactly_the_sequential_points(tmp_path: Path, kind: str, seconds: float) -> None:
+    together = work_in_parallel(tmp_path, kind, "declared", seconds=seconds)
+    alone = optuna.create_study(sampler=HaltonSampler(seed=4, search_space=BRANCHES))
+    alone.optimize(branched, n_trials=200)
+    assert [trial.params for trial in together.trials] == [trial.params for trial in alone.trials]
+    assert len({json.dumps(trial.params) for trial in together.trials}) == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_four_processes_agree_on_undeclared_names_without_branches(tmp_path: Path, kind: str) -> None:
+    study = work_in_parallel(tmp_path, kind, "plain", n_trials=25)
+    assert params(study, "decay", "adam.rate", "adam.beta1", "dropout") == points(4, 100, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_undeclared_names_with_branches_never_share_a_dimension_within_a_trial(tmp_path: Path, kind: str) -> None:
+    study = work_in_parallel(tmp_path, kind, "branched", n_trials=25)
+    assert len(study.trials) == 100
+    table = points(4, 100, 12)
+    for trial, row in zip(study.trials, table, strict=True):
+        units = [trial.params[name] for name in trial.params if name != "optimizer"]
+        dimensions = [row.index(unit) for unit in units]
+        # The parent's own dimension is known by its value only: some dimension left over must give it.
+        parent = {k for k in range(12) if ["adam", "nesterov"][int(2 * row[k])] == trial.params["optimizer"]}
+        assert len(set(dimensions)) == len(dimensions)
+        assert parent - set(dimensions)
+
+
+def test_claims_that_workers_make_at_the_same_moment_never_share_a_dimension_within_a_trial() -> None:
+    # Two workers, each with its own sampler, meet in every order of their suggestions.
+    objectives = (("opt", "a1", "a2", "z"), ("opt", "b1", "z"))
+    turns = sorted(set(itertools.permutations([0] * 4 + [1] * 3)))
+    table = points(4, 4, 12)
+    for order in turns:
+        storage = optuna.storages.InMemoryStorage()
+        optuna.create_study(study_name="s", storage=storage)
+        studies = [optuna.load_study(study_name="s", storage=storage, sampler=HaltonSampler(seed=4)) for _ in range(2)]
+        for _ in range(2):
+            trials = [study.ask() for study in studies]
+            left = [list(objective) for objective in objectives]
+            for worker in order:
+                trials[worker].suggest_float(left[worker].pop(0), 0, 1)
+        for trial, row in zip(studies[0].trials, table, strict=True):
+            dimensions = [row.index(value) for value in trial.params.values()]
+            assert len(set(dimensions)) == len(dimensions)
+
+
+def test_a_claim_made_at_the_same_moment_is_heeded_from_the_next_trial_on() -> None:
+    study = optuna.create_study(sampler=HaltonSampler(seed=4))
+    study.optimize(two, n_trials=1)
+    # As another worker does that claimed the first place while this one claimed it for x.
+    study.set_user_attr("playbook:dimension:a", 0)
+    study.optimize(two, n_trials=3)
+    table = points(4, 4, 3)
+    assert params(study, "x", "y") == [table[0][:2], *(row[1:] for row in table[1:])]
+
+
+def test_a_claim_that_comes_to_light_within_a_trial_never_makes_two_names_share_a_dimension() -> None:
+    study = optuna.create_study(sampler=HaltonSampler(seed=4))
+    study.set_user_attr("playbook:dimension:p", 0)
+    study.set_user_attr("playbook:dimension:q", 1)
+    trial = study.ask()
+    trial.suggest_float("q", 0, 1)
+    # Now a comes before p and q, so that p moves to the dimension which q has drawn from.
+    study.set_user_attr("playbook:dimension:a", 0)
+    trial.suggest_float("new", 0, 1)
+    trial.suggest_float("p", 0, 1)
+    row = points(4, 1, 8)[0]
+    assert [row.index(value) for value in trial.params.values()] == [1, 3, 4]
+
+
+def test_declared_names_write_the_settings_and_nothing_else(tmp_path: Path) -> None:
+    storage = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    study = optuna.create_study(storage=storage, sampler=HaltonSampler(seed=4, search_space={"x": UNIT, "y": UNIT}))
+    study.optimize(two, n_trials=3)
+    statements = _statements(storage, lambda: study.optimize(two, n_trials=3))
+    assert not [text for text in statements if "study_user_attributes" in text or "study_system_attributes" in text]
+
+
+def test_an_ask_takes_no_more_queries_than_a_random_samplers(tmp_path: Path) -> None:
+    counts = {}
+    for name, sampler in {"ours": HaltonSampler(seed=4), "random": RandomSampler(seed=4)}.items():
+        storage = RDBStorage(f"sqlite:///{tmp_path / name}.db")
+        study = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
+        other = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / name}.db", sampler=RandomSampler())
+        counts[name] = []
+        for turn in range(8):
+            if turn >= 4:
+                # Other workers' trials, running and finished, come between.
+                other.ask()
+                other.optimize(two, n_trials=1)
+            counts[name].append(len(_statements(storage, lambda study=study: two(study.ask()))))
+    assert counts["ours"][3:] == counts["random"][3:]
+
+
+def _statements(storage: RDBStorage, action: Callable[[], Any]) -> list[str]:
+    found: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        found.append(arguments[2])
+
+    event.listen(storage.engine, "before_cursor_execute", note)
+    action()
+    event.remove(storage.engine, "before_cursor_execute", note)
+    return found
