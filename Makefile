@@ -44,7 +44,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/lint-imports
 
 bench: $(DEV_STAMP)
-	$(BIN)/python -m pytest tests/benchmarks -m "" --benchmark-only -p no:xdist -s $(PYTEST_ARGS)
+	set -e; for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench; done
 
 test-system-packages:
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update

@@ -17,7 +17,7 @@ from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
 _MAX_POINTS = 500
 # The first steps fall from the untrained model's value; they do not choose the axis.
-_EARLY_SHARE = 0.05
+_EARLY_SHARE = 0.2
 _LOG_RATIO = 30.0
 _MARGIN = 0.05
 
@@ -26,7 +26,7 @@ def training_curves(trials: Trials, n_best: int = 3) -> Chart:
     """Draw the validation and the training objective of the best trials over training.
 
     Solid lines are validation, dashed lines training; a star marks the best step of each trial. The axis shows what
-    is reached after the first 5% of training, on a logarithmic axis where that is positive, minimized, and spans a
+    is reached after the first fifth of training, on a logarithmic axis where that is positive, minimized, and spans a
     factor of more than 30; the fall from the untrained model may leave the frame.
 
     Parameters
