@@ -1,7 +1,7 @@
 """By how much must gradients be clipped? At a percentile of their norms, measured while training.
 
-Playbook: "How can I debug and mitigate optimization failures?", "Gradient clipping": clip at the 90th percentile of
-the gradient norms; if more than half of the updates are clipped, lower the learning rate instead.
+Playbook: "How can optimization failures be debugged and mitigated?", "Gradient clipping": clip at the 90th percentile
+of the gradient norms; if more than half of the updates are clipped, lower the learning rate instead.
 """
 
 from __future__ import annotations

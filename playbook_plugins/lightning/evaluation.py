@@ -1,7 +1,7 @@
 """At which steps is the model evaluated? Every n optimizer steps, before the first and after the last, never twice.
 
-Playbook: "Setting up a pipeline for training", "Evaluation settings": evaluate at regular step intervals, not regular
-time intervals; "Evaluation batch size": at least as large as the training batch size.
+Playbook: "Setting up periodic evaluations": evaluate at regular step intervals, not regular time intervals, with a
+batch size at least as large as the one for training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast does training go, and how much of it waits for data? Sums over a run, free of any hook.
 
-Playbook: "How should I choose the batch size?" (training throughput), "Optimizing the input pipeline".
+Playbook: "Determining the feasible batch sizes and estimating training throughput", "Optimizing the input pipeline".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How does training survive its first steps? By a learning rate that rises from zero, before the schedule begins.
 
-Playbook: "How can I debug and mitigate optimization failures?", "Learning rate warmup": prepend a schedule that ramps
-up the learning rate from 0 to some stable base_learning_rate over warmup_steps.
+Playbook: "How can optimization failures be debugged and mitigated?", "Learning rate warmup": prepend a schedule that
+ramps up the learning rate from 0 to some stable base_learning_rate over warmup_steps.
 """
 
 from __future__ import annotations

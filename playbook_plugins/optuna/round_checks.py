@@ -7,29 +7,31 @@ and says what to do.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-if TYPE_CHECKING:
-    from playbook_plugins.optuna.rounds import Round
+Space: TypeAlias = Mapping[str, BaseDistribution]
+Branches: TypeAlias = Mapping[str, Mapping[Any, Space]]
 
 
-def check_round(design: Round) -> None:
+def check_round(
+    goal: str, scientific: Space, nuisance: Space, fixed: Mapping[str, Any], conditional: Branches, n_trials: int
+) -> None:
     """Raise ValueError where a round's goal, roles, branches or budget do not fit together."""
-    if not design.goal.strip():
+    if not goal.strip():
         raise ValueError(
-            f"`goal` is {design.goal!r}: a round needs a goal, because it decides which hyperparameters are "
+            f"`goal` is {goal!r}: a round needs a goal, because it decides which hyperparameters are "
             "scientific. Write the question that the round answers."
         )
-    if not (design.scientific or design.nuisance or design.conditional):
+    if not (scientific or nuisance or conditional):
         raise ValueError(
             "`scientific` and `nuisance` are {} and {}: the search space is empty. Give at least one "
             "hyperparameter a distribution."
         )
-    roles = {"scientific": design.scientific, "nuisance": design.nuisance, "fixed": design.fixed}
+    roles = {"scientific": scientific, "nuisance": nuisance, "fixed": fixed}
     for first, second in (("scientific", "nuisance"), ("scientific", "fixed"), ("nuisance", "fixed")):
         both = sorted(set(roles[first]) & set(roles[second]))
         if both:
@@ -37,31 +39,31 @@ def check_round(design: Round) -> None:
                 f"`{first}` and `{second}` both name {both}: a hyperparameter has one role in a round. Remove it "
                 "from one of them."
             )
-    for name, distribution in design.nuisance.items():
+    for name, distribution in nuisance.items():
         _check_distribution("nuisance", name, distribution)
-    if design.n_trials < 1:
-        raise ValueError(f"`n_trials` is {design.n_trials}: a round needs at least 1 trial. Pass a positive number.")
-    _check_branches(design)
+    if n_trials < 1:
+        raise ValueError(f"`n_trials` is {n_trials}: a round needs at least 1 trial. Pass a positive number.")
+    _check_branches(scientific, nuisance, fixed, conditional)
     try:
-        json.dumps(design.fixed, allow_nan=False)
+        json.dumps(fixed, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`fixed` is {design.fixed!r}: its values are kept in the study as JSON, and {error}. Use numbers, text, "
+            f"`fixed` is {fixed!r}: its values are kept in the study as JSON, and {error}. Use numbers, text, "
             "booleans, None, lists and dicts."
         ) from error
 
 
-def _check_branches(design: Round) -> None:
-    unconditional = {*design.scientific, *design.nuisance, *design.fixed}
+def _check_branches(scientific: Space, nuisance: Space, fixed: Mapping[str, Any], conditional: Branches) -> None:
+    unconditional = {*scientific, *nuisance, *fixed}
     stored = list(unconditional)
-    for parent, branches in design.conditional.items():
-        distribution = design.scientific.get(parent) or design.nuisance.get(parent)
+    for parent, branches in conditional.items():
+        distribution = scientific.get(parent) or nuisance.get(parent)
         choices = None if distribution is None else finite_values(distribution)
         if choices is None:
             raise ValueError(
                 f"`conditional` has the parent {parent!r}: a parent must be a scientific or nuisance "
                 f"hyperparameter with finitely many values. Parents here can be "
-                f"{[name for name, space in (design.scientific | design.nuisance).items() if finite_values(space)]}."
+                f"{[name for name, space in {**scientific, **nuisance}.items() if finite_values(space)]}."
             )
         for value, space in branches.items():
             if value not in choices:

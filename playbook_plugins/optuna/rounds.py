@@ -10,19 +10,18 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.analysis.trials import Role
-from playbook_plugins.optuna.round_checks import check_round, finite_values, scientific_distribution
+from playbook_plugins.optuna.round_checks import Branches, Space, check_round, finite_values, scientific_distribution
 from playbook_plugins.optuna.running import Callback, Train, run_round, wrap_training
 from playbook_plugins.optuna.sampler import HaltonSampler
 from playbook_plugins.optuna.trials import ROUND_KEY
 
-Space: TypeAlias = Mapping[str, BaseDistribution]
 # What may change while the same sequence goes on.
 _FREE_TO_CHANGE = ("goal", "n_trials")
 
@@ -78,7 +77,7 @@ class Round:
         scientific: Mapping[str, Sequence[Any] | BaseDistribution],
         nuisance: Space,
         fixed: Mapping[str, Any] | None = None,
-        conditional: Mapping[str, Mapping[Any, Space]] | None = None,
+        conditional: Branches | None = None,
         n_trials: int,
         chance_level: float | None = None,
         seed: int | None = None,
@@ -94,7 +93,7 @@ class Round:
         self.n_trials = n_trials
         self.chance_level = chance_level
         self.seed = seed
-        check_round(self)
+        check_round(goal, self.scientific, self.nuisance, self.fixed, self.conditional, n_trials)
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -218,7 +217,7 @@ class Round:
         callable
             ``objective(trial) -> float``, for `optuna.Study.optimize`.
         """
-        return wrap_training(self, train)
+        return wrap_training(self.suggest, train, self.chance_level)
 
     def optimize(
         self,
@@ -254,9 +253,9 @@ class Round:
         """
         self.check_sampler(study)
         run_round(
-            self,
             study,
-            train,
+            self.objective(train),
+            self.n_trials,
             n_jobs=n_jobs,
             timeout=timeout,
             callbacks=callbacks,

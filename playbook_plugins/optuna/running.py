@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.study import StudyDirection
@@ -20,10 +20,8 @@ from playbook_plugins.optuna.indices import sequence_indices
 from playbook_plugins.optuna.recovery import is_overtaken, is_unsigned, redo_lost, sign
 from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, record_trial
 
-if TYPE_CHECKING:
-    from playbook_plugins.optuna.rounds import Round
-
 Train: TypeAlias = Callable[[dict[str, Any], optuna.Trial], TrialRecord]
+Suggest: TypeAlias = Callable[[optuna.Trial], dict[str, Any]]
 Objective: TypeAlias = Callable[[optuna.Trial], float]
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -34,12 +32,12 @@ class _NotNeededError(Exception):
     """Ends a trial that another worker made superfluous."""
 
 
-def wrap_training(design: Round, train: Train) -> Objective:
+def wrap_training(suggest: Suggest, train: Train, chance_level: float | None) -> Objective:
     """Return the Optuna objective of `Round.objective`."""
 
     def objective(trial: optuna.Trial) -> float:
         sign(trial)
-        config = design.suggest(trial)
+        config = suggest(trial)
         try:
             record = train(config, trial)
         except InfeasibleError as error:
@@ -53,15 +51,15 @@ def wrap_training(design: Round, train: Train) -> Objective:
                 f"`train` returned {record!r}: it must return a TrialRecord. Return the `.record` of a TrialRecorder, "
                 "or build one from the evaluations."
             )
-        return record_trial(trial, record, chance_level=design.chance_level)
+        return record_trial(trial, record, chance_level=chance_level)
 
     return objective
 
 
 def run_round(
-    design: Round,
     study: optuna.Study,
-    train: Train,
+    objective: Objective,
+    n_trials: int,
     *,
     n_jobs: int,
     timeout: float | None,
@@ -69,27 +67,27 @@ def run_round(
     catch: tuple[type[Exception], ...],
     older_than: datetime.timedelta | None,
 ) -> None:
-    """Run trials until every index of a round has one that is finished: the work of `Round.optimize`."""
+    """Run trials until each of the first ``n_trials`` indices has a finished one: the work of `Round.optimize`."""
     deadline = None if timeout is None else time.monotonic() + timeout
 
     def stop_when_done(study: optuna.Study, _: FrozenTrial) -> None:
-        if not _is_work_left(study, design.n_trials):
+        if not _is_work_left(study, n_trials):
             study.stop()
 
     while True:
-        redo_lost(study, older_than, n_indices=design.n_trials)
+        redo_lost(study, older_than, n_indices=n_trials)
         seconds = None if deadline is None else deadline - time.monotonic()
         if seconds is not None and seconds <= 0:
             return
-        if _is_work_left(study, design.n_trials):
+        if _is_work_left(study, n_trials):
             study.optimize(
-                _only_if_needed(wrap_training(design, train), design.n_trials),
+                _only_if_needed(objective, n_trials),
                 n_jobs=n_jobs,
                 timeout=seconds,
                 callbacks=[*callbacks, stop_when_done],
                 catch=(*catch, _NotNeededError),
             )
-            if _is_work_left(study, design.n_trials):
+            if _is_work_left(study, n_trials):
                 # The user's own callback called study.stop(), or time is out.
                 return
         # A worker that was killed right after it made a trial could not sign it; only time tells it from one that
