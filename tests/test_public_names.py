@@ -51,6 +51,8 @@ PUBLIC = {
         "TrialRecorder",
         "WeightEMA",
         "build_optimizer",
+        "load_best",
+        "select_checkpoint",
     },
 }
 
@@ -75,6 +77,8 @@ SIGNATURES = {
     "lightning.BestCheckpoints": ["monitor", "mode", "save_top_k", "dirpath"],
     "lightning.TrialRecorder": ["monitor", "mode"],
     "lightning.build_optimizer": ["config", "parameters"],
+    "lightning.load_best": ["model", "folder"],
+    "lightning.select_checkpoint": ["folder", "metric", "mode"],
 }
 
 

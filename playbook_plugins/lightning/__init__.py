@@ -6,6 +6,8 @@ adapter. Every callback works in the Trainers of both packages, `pytorch_lightni
 
 from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
 from playbook_plugins.lightning.batch_norm import BatchNormSync as BatchNormSync
+from playbook_plugins.lightning.checkpoint_index import load_best as load_best
+from playbook_plugins.lightning.checkpoint_index import select_checkpoint as select_checkpoint
 from playbook_plugins.lightning.checkpoints import BestCheckpoints as BestCheckpoints
 from playbook_plugins.lightning.clipping import PercentileGradientClipping as PercentileGradientClipping
 from playbook_plugins.lightning.evaluation import PeriodicEvaluation as PeriodicEvaluation
