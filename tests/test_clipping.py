@@ -13,7 +13,7 @@ import pytorch_lightning
 import torch
 from lightning_toys import PACKAGES, QUIET, make_gan, make_loader, make_model, make_trainer
 
-from playbook_plugins.analysis.records import InfeasibleError
+from playbook_plugins.analysis.infeasible import InfeasibleError
 from playbook_plugins.lightning.clipping import PercentileGradientClipping, total_norm
 from playbook_plugins.lightning.norm_window import NormWindow, norm_histogram, norm_quantiles
 

@@ -10,7 +10,7 @@ import pickle
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,28 +26,11 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import Trial, TrialState
 from scipy.stats import qmc
+from search_toys import BRANCHES, UNIT
 
 from playbook_plugins.optuna.halton import HaltonSequence
 from playbook_plugins.optuna.indices import FAR_INDEX
 from playbook_plugins.optuna.sampler import HaltonSampler
-
-UNIT = FloatDistribution(0, 1)
-BRANCHES: dict[str, Any] = {
-    "decay": UNIT,
-    "optimizer": {
-        "adam": {"adam.rate": UNIT, "adam.beta1": UNIT},
-        "nesterov": {"nesterov.rate": UNIT},
-    },
-    "dropout": UNIT,
-}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def refused(message: str) -> Any:

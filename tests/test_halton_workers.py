@@ -5,39 +5,21 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
+from search_toys import BRANCHES, UNIT
 from sqlalchemy import event
 
 from playbook_plugins.optuna.halton import HaltonSequence
 from playbook_plugins.optuna.sampler import HaltonSampler
-
-UNIT = FloatDistribution(0, 1)
-BRANCHES: dict[str, Any] = {
-    "decay": UNIT,
-    "optimizer": {
-        "adam": {"adam.rate": UNIT, "adam.beta1": UNIT},
-        "nesterov": {"nesterov.rate": UNIT},
-    },
-    "dropout": UNIT,
-}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def two(trial: Trial) -> float:

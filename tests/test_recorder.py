@@ -18,7 +18,7 @@ import torch
 from lightning_toys import PACKAGES, QUIET, make_gan, make_loader, make_model, make_trainer
 from torch.utils.data import DataLoader
 
-from playbook_plugins.analysis.records import InfeasibleError, Status, TrialRecord
+from playbook_plugins.analysis import InfeasibleError, Status, TrialRecord
 from playbook_plugins.lightning.clipping import PercentileGradientClipping
 from playbook_plugins.lightning.evaluation import PeriodicEvaluation
 from playbook_plugins.lightning.recorder import TrialRecorder, classify
@@ -473,7 +473,7 @@ import importlib, json, sys, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
 from lightning_toys import make_loader, make_model, make_trainer
-from playbook_plugins.analysis.records import InfeasibleError
+from playbook_plugins.analysis import InfeasibleError
 from playbook_plugins.lightning.clipping import PercentileGradientClipping
 from playbook_plugins.lightning.evaluation import PeriodicEvaluation
 from playbook_plugins.lightning.recorder import TrialRecorder

@@ -9,12 +9,12 @@ from playbook_plugins.analysis.budget import median_best as median_best
 from playbook_plugins.analysis.feasibility import check_feasibility as check_feasibility
 from playbook_plugins.analysis.findings import Finding as Finding
 from playbook_plugins.analysis.findings import Verdict as Verdict
+from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
 from playbook_plugins.analysis.isolation import Isolation as Isolation
 from playbook_plugins.analysis.isolation import IsolationGroup as IsolationGroup
 from playbook_plugins.analysis.isolation import check_isolation as check_isolation
 from playbook_plugins.analysis.isolation import isolate as isolate
 from playbook_plugins.analysis.records import Curve as Curve
-from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
 from playbook_plugins.analysis.records import Status as Status
 from playbook_plugins.analysis.records import TrialRecord as TrialRecord
 from playbook_plugins.analysis.review import review as review

@@ -38,28 +38,6 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-class InfeasibleError(Exception):
-    """Raised by training code to say that a point of the search space cannot be trained.
-
-    Parameters
-    ----------
-    reason
-        Why, in words that the report can show, for instance ``"diverged at step 120"``.
-
-    Attributes
-    ----------
-    reason
-        As given.
-    record
-        What was recorded until then, where a recorder kept a history; otherwise None.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.record: TrialRecord | None = None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
     """One trial's history at its evaluation steps; step 0 is the evaluation before any update.

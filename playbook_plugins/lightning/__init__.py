@@ -4,7 +4,7 @@ Imports torch, whichever Lightning is installed, numpy and playbook_plugins.anal
 adapter. Every callback works in the Trainers of both packages, `pytorch_lightning` and `lightning.pytorch`.
 """
 
-from playbook_plugins.analysis.records import InfeasibleError as InfeasibleError
+from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
 from playbook_plugins.lightning.batch_norm import BatchNormSync as BatchNormSync
 from playbook_plugins.lightning.checkpoint_index import load_best as load_best
 from playbook_plugins.lightning.checkpoint_index import select_checkpoint as select_checkpoint

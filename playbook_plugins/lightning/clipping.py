@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from playbook_plugins.analysis.records import InfeasibleError
+from playbook_plugins.analysis.infeasible import InfeasibleError
 from playbook_plugins.lightning._base import CallbackBase
 from playbook_plugins.lightning._support import DEEPSPEED, SHARDED, refuse, warn
 from playbook_plugins.lightning.norm_window import NormWindow, concatenate, norm_histogram, norm_quantiles

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from playbook_plugins.analysis.records import Curve, InfeasibleError, Status, TrialRecord
+from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
+from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 from playbook_plugins.lightning._base import CallbackBase
 from playbook_plugins.lightning._support import SPAWNED, is_fitting, refuse
 from playbook_plugins.lightning.clipping import PercentileGradientClipping
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 # The columns of a row: those of a curve, and the other metrics behind a prefix that keeps them apart.
 _COLUMNS = ("step", "validation", "train", "learning_rate", "gradient_norm")
 _METRICS = "metrics."
-_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "can't allocate memory")
 
 
 class TrialRecorder(CallbackBase):
@@ -327,10 +327,7 @@ def classify(exception: BaseException) -> tuple[Status, str]:
     text = str(exception)
     if isinstance(exception, InfeasibleError):
         return Status.INFEASIBLE, exception.reason
-    is_memory = isinstance(exception, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(exception, RuntimeError) and any(words in text.lower() for words in _OUT_OF_MEMORY)
-    )
-    if is_memory:
+    if is_out_of_memory(exception):
         return Status.INFEASIBLE, f"out of memory: {text.partition(chr(10))[0][:300]}" if text else "out of memory"
     if any(cls.__name__ == "TrialPruned" for cls in type(exception).__mro__):
         return Status.PRUNED, text or "pruned"

@@ -15,7 +15,8 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from playbook_plugins.analysis.records import Curve, InfeasibleError, Status, TrialRecord
+from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
+from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 from playbook_plugins.optuna.indices import sequence_indices
 from playbook_plugins.optuna.recovery import is_overtaken, is_unsigned, redo_lost, sign
 from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, record_trial
@@ -43,7 +44,7 @@ def wrap_training(suggest: Suggest, train: Train, chance_level: float | None) ->
         except InfeasibleError as error:
             record = error.record or _infeasible_record(trial, error.reason)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             record = _infeasible_record(trial, f"out of memory: {error}")
         if not isinstance(record, TrialRecord):
@@ -137,11 +138,3 @@ def _infeasible_record(trial: optuna.Trial, reason: str) -> TrialRecord:
         reason=reason,
         curve=Curve.from_columns([], []),
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether an exception says that memory ran out, without importing the framework that raised it."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
