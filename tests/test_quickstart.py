@@ -12,9 +12,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from browser_pages import open_page, start_browser
 from optuna.trial import TrialState
 
-from playbook_plugins.analysis import Status
+from playbook_plugins.analysis import Status, Trials, review
+from playbook_plugins.charts.palette import INFEASIBLE, MARKS
 from playbook_plugins.optuna import trials_from_study
 from playbook_plugins.optuna.indices import sequence_indices
 from playbook_plugins.optuna.trials import RECORD_KEY
@@ -94,6 +96,28 @@ def test_the_whole_round_covers_both_optimizers_and_some_trials_diverge(tmp_path
         assert trials.objective[row] < 0.85
         [kept] = json.loads(study.trials[trials.number[row]].user_attrs[RECORD_KEY])["checkpoints"]
         assert (tmp_path / kept).exists()
+
+    assert_shown(tmp_path / "runs/quickstart.html", trials)
+
+
+def assert_shown(path: Path, trials: Trials) -> None:
+    """Check that the page shows, with the network off, the findings and the charts that the round calls for."""
+    red = MARKS[INFEASIBLE][0]
+    for browser in start_browser():
+        page, complaints = open_page(browser, path)
+        assert complaints == []
+        assert review(trials)[0].section in page.inner_text("body")
+        shown = [
+            (
+                figure.query_selector("h3").inner_text(),
+                len(figure.query_selector_all(f".mark-symbol path[fill='{red}']")),
+            )
+            for figure in page.query_selector_all("figure:has(svg)")
+        ]
+        searched = [parameter.name for parameter in trials.parameters]
+        assert [title for title, _ in shown] == [*searched, "The best 3 trials", "optimizer"]
+        crosses = dict(shown[: len(searched)])
+        assert crosses == {name: int((trials.is_infeasible & trials.has(name)).sum()) for name in searched}
 
 
 @pytest.mark.slow

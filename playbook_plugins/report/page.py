@@ -74,8 +74,7 @@ def write_report(
     target = Path(path)
     tables = [trials] if isinstance(trials, Trials) else list(trials)
     _check(tables, target)
-    write = functools.partial(_write, target)
-    return write(render_report(tables, _findings_of(tables, trials, findings), title))
+    return _write(target, render_report(tables, _findings_of(tables, trials, findings), title))
 
 
 def render_report(tables: Sequence[Trials], findings: Sequence[Sequence[Finding]], title: str | None = None) -> str:
