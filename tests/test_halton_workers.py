@@ -2,37 +2,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial
-from search_toys import BRANCHES, UNIT
-from sqlalchemy import event
+from search_toys import UNIT
+from search_workers import count_queries, run_workers, sequential_params, statements, two
 
 from playbook_plugins.optuna.halton import HaltonSequence
 from playbook_plugins.optuna.sampler import HaltonSampler
-
-
-def two(trial: Trial) -> float:
-    return trial.suggest_float("x", 0, 1) + trial.suggest_float("y", 0, 1)
-
-
-def branched(trial: Trial) -> float:
-    trial.suggest_float("decay", 0, 1)
-    optimizer = trial.suggest_categorical("optimizer", ["adam", "nesterov"])
-    trial.suggest_float(f"{optimizer}.rate", 0, 1)
-    if optimizer == "adam":
-        trial.suggest_float("adam.beta1", 0, 1)
-    return trial.suggest_float("dropout", 0, 1)
 
 
 def points(seed: int, count: int, n_dimensions: int) -> list[list[float]]:
@@ -44,51 +25,8 @@ def params(study: optuna.Study, *names: str) -> list[list[Any]]:
     return [[trial.params[name] for name in names] for trial in study.trials]
 
 
-WORKER = textwrap.dedent(
-    """
-    import sys
-    import time
-    import optuna
-    from optuna.distributions import FloatDistribution
-    from playbook_plugins.optuna.sampler import HaltonSampler
-
-    kind, place, space, n_trials, seconds = sys.argv[1:]
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if kind == "sqlite":
-        storage = optuna.storages.RDBStorage(place, engine_kwargs={"connect_args": {"timeout": 60}})
-    else:
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(place))
-    unit = FloatDistribution(0, 1)
-    branches = {
-        "decay": unit,
-        "optimizer": {"adam": {"adam.rate": unit, "adam.beta1": unit}, "nesterov": {"nesterov.rate": unit}},
-        "dropout": unit,
-    }
-    sampler = HaltonSampler(seed=4, search_space=branches if space == "declared" else None)
-    study = optuna.load_study(study_name="shared", storage=storage, sampler=sampler)
-
-    def objective(trial):
-        trial.suggest_float("decay", 0, 1)
-        if space == "plain":
-            trial.suggest_float("adam.rate", 0, 1)
-            trial.suggest_float("adam.beta1", 0, 1)
-        else:
-            optimizer = trial.suggest_categorical("optimizer", ["adam", "nesterov"])
-            trial.suggest_float(f"{optimizer}.rate", 0, 1)
-            if optimizer == "adam":
-                trial.suggest_float("adam.beta1", 0, 1)
-        time.sleep(float(seconds))
-        return trial.suggest_float("dropout", 0, 1)
-
-    print("ready", flush=True)
-    sys.stdin.readline()
-    study.optimize(objective, n_trials=int(n_trials))
-    """
-)
-
-
 def work_in_parallel(
-    tmp_path: Path, kind: str, space: str, *, n_workers: int = 4, n_trials: int = 50, seconds: float = 0.0
+    tmp_path: Path, kind: str, space: str, *, n_trials: int = 50, seconds: float = 0.0
 ) -> optuna.Study:
     storage: BaseStorage
     if kind == "sqlite":
@@ -98,17 +36,7 @@ def work_in_parallel(
         place = str(tmp_path / "study.log")
         storage = JournalStorage(JournalFileBackend(place))
     study = optuna.create_study(study_name="shared", storage=storage)
-    command = [sys.executable, "-c", WORKER, kind, place, space, str(n_trials), str(seconds)]
-    workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n_workers)
-    ]
-    # All have loaded the study before any begins, so that they meet.
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        worker.communicate("go\n")
-        assert worker.returncode == 0
+    run_workers(kind, place, space, n_trials=n_trials, seconds=seconds)
     return study
 
 
@@ -117,9 +45,7 @@ def work_in_parallel(
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
 def test_four_processes_draw_exactly_the_sequential_points(tmp_path: Path, kind: str, seconds: float) -> None:
     together = work_in_parallel(tmp_path, kind, "declared", seconds=seconds)
-    alone = optuna.create_study(sampler=HaltonSampler(seed=4, search_space=BRANCHES))
-    alone.optimize(branched, n_trials=200)
-    assert [trial.params for trial in together.trials] == [trial.params for trial in alone.trials]
+    assert [trial.params for trial in together.trials] == sequential_params(200)
     assert len({json.dumps(trial.params) for trial in together.trials}) == 200
 
 
@@ -192,33 +118,10 @@ def test_declared_names_write_the_settings_and_nothing_else(tmp_path: Path) -> N
     storage = RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
     study = optuna.create_study(storage=storage, sampler=HaltonSampler(seed=4, search_space={"x": UNIT, "y": UNIT}))
     study.optimize(two, n_trials=3)
-    statements = _statements(storage, lambda: study.optimize(two, n_trials=3))
-    assert not [text for text in statements if "study_user_attributes" in text or "study_system_attributes" in text]
+    texts = statements(storage, lambda: study.optimize(two, n_trials=3))
+    assert not [text for text in texts if "study_user_attributes" in text or "study_system_attributes" in text]
 
 
 def test_an_ask_takes_no_more_queries_than_a_random_samplers(tmp_path: Path) -> None:
-    counts = {}
-    for name, sampler in {"ours": HaltonSampler(seed=4), "random": RandomSampler(seed=4)}.items():
-        storage = RDBStorage(f"sqlite:///{tmp_path / name}.db")
-        study = optuna.create_study(study_name="s", storage=storage, sampler=sampler)
-        other = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / name}.db", sampler=RandomSampler())
-        counts[name] = []
-        for turn in range(8):
-            if turn >= 4:
-                # Other workers' trials, running and finished, come between.
-                other.ask()
-                other.optimize(two, n_trials=1)
-            counts[name].append(len(_statements(storage, lambda study=study: two(study.ask()))))
+    counts = count_queries(f"sqlite:///{tmp_path / 'study.db'}")
     assert counts["ours"][3:] == counts["random"][3:]
-
-
-def _statements(storage: RDBStorage, action: Callable[[], Any]) -> list[str]:
-    found: list[str] = []
-
-    def note(*arguments: Any) -> None:
-        found.append(arguments[2])
-
-    event.listen(storage.engine, "before_cursor_execute", note)
-    action()
-    event.remove(storage.engine, "before_cursor_execute", note)
-    return found

@@ -14,11 +14,11 @@ from playbook_plugins.analysis.isolation import Isolation as Isolation
 from playbook_plugins.analysis.isolation import IsolationGroup as IsolationGroup
 from playbook_plugins.analysis.isolation import check_isolation as check_isolation
 from playbook_plugins.analysis.isolation import isolate as isolate
+from playbook_plugins.analysis.parameters import Parameter as Parameter
+from playbook_plugins.analysis.parameters import Role as Role
 from playbook_plugins.analysis.records import Curve as Curve
 from playbook_plugins.analysis.records import Status as Status
 from playbook_plugins.analysis.records import TrialRecord as TrialRecord
 from playbook_plugins.analysis.review import review as review
 from playbook_plugins.analysis.steps import check_best_steps as check_best_steps
-from playbook_plugins.analysis.trials import Parameter as Parameter
-from playbook_plugins.analysis.trials import Role as Role
 from playbook_plugins.analysis.trials import Trials as Trials

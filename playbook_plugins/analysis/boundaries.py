@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom, rankdata, t
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
-from playbook_plugins.analysis.trials import Parameter, Role, Trials
+from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.trials import Trials
 
 SECTION = "Identifying bad search space boundaries"
 Side: TypeAlias = Literal["lower", "upper"]

@@ -15,7 +15,8 @@ from scipy.special import gammaln
 
 from playbook_plugins.analysis.budget import expected_best, median_best
 from playbook_plugins.analysis.findings import Finding, Verdict
-from playbook_plugins.analysis.trials import Parameter, Role, Trials
+from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.trials import Trials
 
 SECTION = "Detecting whether a change is useful with isolation plots"
 # Up to here an integer hyperparameter is shown value by value; beyond, in buckets.

@@ -8,132 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.records import Curve, Direction, Status
-
-Kind: TypeAlias = Literal["float", "int", "categorical"]
-
-
-class Role(StrEnum):
-    """What a hyperparameter is to the goal of the round (playbook: "Identifying scientific, nuisance, fixed")."""
-
-    SCIENTIFIC = "scientific"
-    NUISANCE = "nuisance"
-    FIXED = "fixed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """One hyperparameter of the search space.
-
-    Attributes
-    ----------
-    name
-        The name under which the study stores it.
-    kind
-        ``"float"``, ``"int"`` or ``"categorical"``.
-    low, high
-        The inclusive bounds of a number, in its own unit; NaN for a categorical hyperparameter.
-    log
-        Whether the search scale is logarithmic.
-    step
-        The grid's step, or None for a continuous hyperparameter.
-    choices
-        The values of a categorical hyperparameter; empty for a number.
-    role
-        Scientific, nuisance or fixed.
-    condition
-        ``(parent, value)`` when this hyperparameter exists only where ``parent`` equals ``value``.
-    """
-
-    name: str
-    kind: Kind
-    low: float = float("nan")
-    high: float = float("nan")
-    log: bool = False
-    step: float | None = None
-    choices: tuple[Any, ...] = ()
-    role: Role = Role.NUISANCE
-    condition: tuple[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Check that the bounds or the choices describe a search space."""
-        if self.kind == "categorical":
-            if not self.choices:
-                raise ValueError(
-                    f"`choices` of the categorical hyperparameter {self.name!r} is empty: it must name at least one "
-                    "value. Pass the values that the study may take."
-                )
-            return
-        if not self.low <= self.high:
-            raise ValueError(
-                f"`low` and `high` of the hyperparameter {self.name!r} are {self.low} and {self.high}: low must not "
-                "exceed high, and neither may be NaN. Pass the bounds of the search space."
-            )
-        if self.log and not self.low > 0:
-            raise ValueError(
-                f"`low` of the hyperparameter {self.name!r} is {self.low}: a logarithmic scale needs a positive lower "
-                "bound. Pass a positive bound, or log=False."
-            )
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether the values are ordered numbers."""
-        return self.kind != "categorical"
-
-    def to_unit(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Map values onto [0, 1] in the search scale: 0 is the lower bound, 1 the upper.
-
-        Parameters
-        ----------
-        values
-            Values of this hyperparameter, any shape. NaN (for a number) or None (for a category) where a trial has
-            none.
-
-        Returns
-        -------
-        ndarray
-            float64, the shape of ``values``; NaN where there is no value. Values outside the bounds fall outside
-            [0, 1]. The i-th of K categories maps to (i + 0.5) / K; a single-valued number to 0.5.
-        """
-        if self.kind == "categorical":
-            table = np.asarray(values, dtype=object)
-            unit = np.full(table.shape, np.nan)
-            for place, value in np.ndenumerate(table):
-                rank = self.rank(value)
-                if rank is not None:
-                    unit[place] = (rank + 0.5) / len(self.choices)
-            return unit
-        numbers = np.asarray(values, dtype=np.float64)
-        low, high = self.low, self.high
-        if self.log:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                numbers = np.log(numbers)
-            low, high = float(np.log(low)), float(np.log(high))
-        if high == low:
-            return np.where(np.isnan(numbers), np.nan, 0.5)
-        return np.asarray((numbers - low) / (high - low), dtype=np.float64)
-
-    def from_unit(self, unit: float) -> float:
-        """Return the number at a place in [0, 1] of the search scale: the inverse of `to_unit` for numbers."""
-        if self.log:
-            return float(self.low * (self.high / self.low) ** unit)
-        return float(self.low + unit * (self.high - self.low))
-
-    def rank(self, value: Any) -> int | None:
-        """Return the place of a category among the choices, None where it is not one of them.
-
-        Types count: True is not 1.
-        """
-        for place, choice in enumerate(self.choices):
-            if type(choice) is type(value) and choice == value:
-                return place
-        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

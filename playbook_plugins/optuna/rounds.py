@@ -15,8 +15,8 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from playbook_plugins.analysis.parameters import Role
 from playbook_plugins.analysis.records import Direction
-from playbook_plugins.analysis.trials import Role
 from playbook_plugins.optuna.round_checks import Branches, Space, check_round, finite_values, scientific_distribution
 from playbook_plugins.optuna.running import Callback, Train, run_round, wrap_training
 from playbook_plugins.optuna.sampler import HaltonSampler

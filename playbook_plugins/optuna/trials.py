@@ -18,8 +18,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.records import Curve, Direction, Status, TrialRecord
-from playbook_plugins.analysis.trials import Parameter, Role, Trials
+from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.constraints import is_violated, set_infeasible
 
 RECORD_KEY = "playbook:record"
