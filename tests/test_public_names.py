@@ -33,6 +33,7 @@ PUBLIC = {
     "playbook_plugins.charts": {"Chart", "axis_plot", "isolation_plot", "training_curves"},
     "playbook_plugins.report": {"Wording", "word", "write_report"},
     "playbook_plugins.optuna": {
+        "Baseline",
         "HaltonSampler",
         "InfeasibleError",
         "Round",

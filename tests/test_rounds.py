@@ -9,10 +9,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial, TrialState
 
-from playbook_plugins.analysis import Curve, InfeasibleError, Role, Status, TrialRecord
-from playbook_plugins.optuna import Round, optimizer_space, trials_from_study
+from playbook_plugins.analysis import Curve, InfeasibleError, Role, Status, TrialRecord, Trials
+from playbook_plugins.optuna import Baseline, Round, optimizer_space, trials_from_study
 
 RATE = FloatDistribution(1e-4, 1e-1, log=True)
+# Rounds here are small, to be quick; `test_too_few_trials_are_warned_of` hears the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:`n_trials` is")
 
 
 def make_round(**changes: Any) -> Round:
@@ -286,6 +288,14 @@ def test_roles_and_caveats_reach_the_table() -> None:
             "hyperparameter of that name: the configuration could hold only one of them. Rename one.",
         ),
         (
+            {
+                "scientific": {"optimizer": ["adam", "nesterov"], "schedule": ["cosine"]},
+                "conditional": {"optimizer": {"adam": {"rate": RATE}}, "schedule": {"cosine": {"rate": RATE}}},
+            },
+            "`conditional` has 'rate' in branches of 'optimizer' and of 'schedule', which can meet in one trial: the "
+            "configuration could hold only one of them. Rename one.",
+        ),
+        (
             {"fixed": {"shape": {1, 2}}},
             "`fixed` is {'shape': {1, 2}}: its values are kept in the study as JSON, and Object of type set is not "
             "JSON serializable. Use numbers, text, booleans, None, lists and dicts.",
@@ -339,3 +349,93 @@ def test_train_must_return_a_record() -> None:
         TypeError, match=r"^`train` returned 0\.5: it must return a TrialRecord\. Return the `\.record`"
     ):
         design.optimize(design.create_study(), lambda config, trial: 0.5)
+
+
+@pytest.mark.parametrize("n_trials", [24, 7])
+def test_one_study_a_scientific_value_faces_the_same_points(n_trials: int) -> None:
+    design = make_round(n_trials=n_trials)
+    joint = design.create_study(study_name="s")
+    design.optimize(joint, train)
+    studies = design.as_studies(study_name="s")
+    assert list(studies) == ["optimizer=adam", "optimizer=nesterov"]
+    for study in studies.values():
+        Round.from_study(study).optimize(study, train)
+    assert sum(len(study.trials) for study in studies.values()) == n_trials
+    tables = [trials_from_study(study) for study in studies.values()]
+    whole, table = trials_from_study(joint), Trials.concat(tables)
+    assert {repr(parameter) for parameter in table.parameters} == {repr(parameter) for parameter in whole.parameters}
+    assert table.fixed == whole.fixed
+    assert len(table) == n_trials
+
+    def configurations(trials: Trials, value: str) -> list[dict[str, Any]]:
+        rows = [trials.config(row) for row in range(len(trials))]
+        return [config for config in rows if config["optimizer"] == value]
+
+    for value in ("adam", "nesterov"):
+        alone, together = configurations(table, value), configurations(whole, value)
+        n_both = min(len(alone), len(together))
+        assert n_both >= n_trials // 2
+        assert alone[:n_both] == together[:n_both]
+
+
+def test_studies_of_a_round_go_on_where_they_stopped() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for _ in range(2):
+        for study in make_round().as_studies(study_name="s", storage=storage, load_if_exists=True).values():
+            Round.from_study(study).optimize(study, train)
+            assert len(study.trials) == 12
+
+
+@pytest.mark.filterwarnings("error")
+def test_too_few_trials_are_warned_of() -> None:
+    message = (
+        "`n_trials` is 24, 12 for each combination of scientific values, and 4 nuisance hyperparameters are searched: "
+        "the playbook's budgets ask for at least 50. Run more trials, or fix a nuisance hyperparameter."
+    )
+    storage = optuna.storages.InMemoryStorage()
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        make_round().create_study(study_name="s", storage=storage)
+    # Said once, when the study is made.
+    make_round().create_study(study_name="s", storage=storage, load_if_exists=True)
+    make_round(n_trials=100).create_study()
+
+
+def test_the_baseline_travels_with_the_round() -> None:
+    first = Baseline(config={"optimizer": "adam", "learning_rate": 1e-3}, objectives=(0.21, 0.2))
+    design = make_round(baseline=first)
+    study = design.create_study()
+    kept = Round.from_study(study).baseline
+    assert kept == first
+    second = kept.launch({"optimizer": "nesterov"}, [0.1, 0.11], evidence="five retrains each", complexity="none")
+    assert (second.n_launches, second.objectives) == (1, (0.1, 0.11))
+    again = make_round(baseline=second)
+    assert Round.from_json(again.to_json()).baseline == second
+    # Another baseline is no other round.
+    storage = optuna.storages.InMemoryStorage()
+    design.create_study(study_name="s", storage=storage)
+    assert Round.from_study(again.create_study(study_name="s", storage=storage, load_if_exists=True)).baseline == second
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: Baseline(config={}).launch({}, evidence=" ", complexity="none"),
+            "`evidence` is ' ': a launch replaces the baseline on strong evidence and with its complexity written "
+            "down. Say it in a sentence.",
+        ),
+        (
+            lambda: Baseline(config={}, objectives=(0.1, float("nan"))),
+            "`objectives` is (0.1, nan): the retrains of a baseline must have finite objectives. Leave out what did "
+            "not finish, or keep the baseline before.",
+        ),
+        (
+            lambda: Baseline(config={"shape": {1}}),
+            "`config` is {'shape': {1}}: it is kept in the study as JSON, and Object of type set is not JSON "
+            "serializable. Use numbers, text, booleans, None, lists and dicts.",
+        ),
+    ],
+)
+def test_a_bad_baseline_is_refused(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build()

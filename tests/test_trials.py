@@ -96,6 +96,42 @@ def test_distinct_counts_paired_branches_and_repeats_once() -> None:
     assert trials.distinct([0, 2]).tolist() == [0, 2]
 
 
+def one_study(value: str, rate: list[float], low: float = 1e-4) -> Trials:
+    return Trials.from_columns(
+        value,
+        [
+            Parameter(name="rate", kind="float", low=low, high=1.0, log=True),
+            WIDTH,
+            Parameter(name="act", kind="categorical", choices=("a", "b")),
+        ],
+        {"rate": rate, "width": [1] * len(rate), "act": ["a"] * len(rate)},
+        rate,
+        fixed={"method": value, "steps": 10},
+        goal="Which method?",
+        caveats=("steps",),
+    )
+
+
+def test_concat_makes_scientific_what_was_fixed_differently() -> None:
+    table = Trials.concat([one_study("x", [0.1, 0.2]), one_study("y", [0.5], low=1e-2)])
+    assert table.name == "x, y"
+    assert [parameter.name for parameter in table.parameters] == ["method", "x.rate", "width", "act", "y.rate"]
+    assert table.parameter("method").role is Role.SCIENTIFIC
+    assert table.parameter("y.rate").condition == ("method", "y")
+    assert table.values["method"].tolist() == ["x", "x", "y"]
+    np.testing.assert_array_equal(table.values["x.rate"], [0.1, 0.2, np.nan])
+    np.testing.assert_array_equal(table.values["y.rate"], [np.nan, np.nan, 0.5])
+    assert table.values["width"].tolist() == [1, 1, 1]
+    assert table.number.tolist() == [0, 1, 2]
+    assert (table.fixed, table.goal, table.caveats) == ({"steps": 10}, "Which method?", ("steps",))
+
+
+def test_concat_of_one_table_or_of_equal_rounds_adds_no_parameter() -> None:
+    first = one_study("x", [0.1, 0.2])
+    assert Trials.concat([first]).parameters == first.parameters
+    assert len(Trials.concat([first, first], name="both")) == 4
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -133,6 +169,20 @@ def test_distinct_counts_paired_branches_and_repeats_once() -> None:
             lambda: make_trials().parameter("depth"),
             "`parameter` is 'depth': the study 'study' has no such hyperparameter. Pass one of ['rate', 'width', "
             "'kind'].",
+        ),
+        (
+            lambda: Trials.concat([]),
+            "`tables` is empty: there is nothing to join. Pass the tables of at least one study.",
+        ),
+        (
+            lambda: Trials.concat([make_trials(), make_trials(direction="maximize")]),
+            "`tables` have the directions ['maximize', 'minimize']: studies of one round measure one objective. Join "
+            "only studies of one direction.",
+        ),
+        (
+            lambda: Trials.concat([one_study("x", [0.1]), one_study("x", [0.1], low=1e-3)]),
+            "`tables` give 'rate' different ranges: the studies of one scientific value share one search space. Join "
+            "studies that differ in a fixed hyperparameter, or review them one by one.",
         ),
         (
             lambda: Curve.from_columns([0, 2, 2], [1, 1, 1]),

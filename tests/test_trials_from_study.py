@@ -78,6 +78,20 @@ def test_violated_constraints_are_infeasible() -> None:
     assert list(trials_from_study(study).status) == [Status.COMPLETE, Status.COMPLETE, Status.INFEASIBLE]
 
 
+def test_a_failed_trial_that_reported_no_number_has_diverged() -> None:
+    study = optuna.create_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        for step, value in enumerate([1.0, math.nan] if trial.number == 0 else [math.nan, 1.0]):
+            trial.report(value, step)
+        raise RuntimeError("stopped")
+
+    study.optimize(objective, n_trials=2, catch=(RuntimeError,))
+    trials = trials_from_study(study)
+    assert list(trials.status) == [Status.INFEASIBLE, Status.FAILED]
+    assert trials.reason == ("diverged: reported nan at step 1", "ended without a result")
+
+
 def test_a_record_travels_through_a_study(tmp_path: object) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(study_name="s", storage=storage)

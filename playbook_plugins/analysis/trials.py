@@ -6,6 +6,7 @@ experimental results" for what is asked of the trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -172,6 +173,84 @@ class Trials:
             **more,
         )
 
+    @classmethod
+    def concat(cls, tables: Sequence[Trials], name: str | None = None) -> Trials:
+        """Join the studies of one round, for instance one study a scientific value, into one table.
+
+        A fixed hyperparameter whose value differs between the studies becomes a scientific one. A hyperparameter that
+        some study lacks, or has with another range, is a branch: ``learning_rate`` of the studies with
+        ``optimizer = adam`` becomes ``adam.learning_rate``, conditional on it.
+
+        Parameters
+        ----------
+        tables
+            At least one table, all of one direction.
+        name
+            The name of the joint table; by default the names of the studies, joined.
+
+        Returns
+        -------
+        Trials
+            The trials in the order of the tables, numbered anew from 0.
+
+        Raises
+        ------
+        ValueError
+            When there is no table, the directions differ, or studies of one scientific value disagree on a range.
+        """
+        if not tables:
+            raise ValueError("`tables` is empty: there is nothing to join. Pass the tables of at least one study.")
+        directions = sorted({table.direction for table in tables})
+        if len(directions) > 1:
+            raise ValueError(
+                f"`tables` have the directions {directions}: studies of one round measure one objective. Join only "
+                "studies of one direction."
+            )
+        varying = _varying(tables)
+        prefixes = ["/".join(str(table.fixed[key]) for key in varying) for table in tables]
+        known: dict[str, Parameter] = {
+            key: Parameter(name=key, kind="categorical", choices=choices, role=Role.SCIENTIFIC)
+            for key, choices in varying.items()
+        }
+        columns: dict[str, list[Any]] = {key: [] for key in known}
+        n_before = 0
+        for table, prefix in zip(tables, prefixes, strict=True):
+            for key in varying:
+                columns[key] += [table.fixed[key]] * len(table)
+            for parameter in table.parameters:
+                # By their text: a NaN that was pickled is not the NaN of another table.
+                is_shared = all(repr(parameter) in map(repr, other.parameters) for other in tables)
+                joint = parameter if is_shared else _as_branch(parameter, prefix, varying, table)
+                if repr(known.setdefault(joint.name, joint)) != repr(joint):
+                    raise ValueError(
+                        f"`tables` give {joint.name!r} different ranges: the studies of one scientific value share one "
+                        "search space. Join studies that differ in a fixed hyperparameter, or review them one by one."
+                    )
+                missing = math.nan if joint.is_numeric else None
+                column = columns.setdefault(joint.name, [])
+                column += [missing] * (n_before - len(column))
+                column += list(table.values[parameter.name])
+            n_before += len(table)
+        for key, column in columns.items():
+            column += [math.nan if known[key].is_numeric else None] * (n_before - len(column))
+        goals = list(dict.fromkeys(table.goal for table in tables if table.goal))
+        return cls.from_columns(
+            name or ", ".join(table.name for table in tables),
+            list(known.values()),
+            columns,
+            np.concatenate([table.objective for table in tables]),
+            direction=tables[0].direction,
+            status=[status for table in tables for status in table.status],
+            reason=[reason for table in tables for reason in table.reason],
+            best_step=np.concatenate([table.best_step for table in tables]),
+            max_steps=np.concatenate([table.max_steps for table in tables]),
+            curves=[curve for table in tables for curve in table.curves],
+            objective_name=tables[0].objective_name,
+            fixed={key: value for key, value in tables[0].fixed.items() if key not in varying},
+            goal=goals[0] if len(goals) == 1 else "",
+            caveats=tuple(caveat for caveat in tables[0].caveats if all(caveat in table.caveats for table in tables)),
+        )
+
     def __len__(self) -> int:
         """Return the number of trials."""
         return len(self.number)
@@ -306,3 +385,24 @@ class Trials:
             max_steps=self.max_steps[places],
             curves=tuple(self.curves[place] for place in places),
         )
+
+
+def _varying(tables: Sequence[Trials]) -> dict[str, tuple[Any, ...]]:
+    """Return the fixed hyperparameters of all tables that differ between them, with their values in order."""
+    varying: dict[str, tuple[Any, ...]] = {}
+    for key in tables[0].fixed:
+        if all(key in table.fixed for table in tables):
+            # By their text: values of JSON need not be hashable, and True is not 1.
+            values = {repr(table.fixed[key]): table.fixed[key] for table in tables}
+            if len(values) > 1:
+                varying[key] = tuple(values.values())
+    return varying
+
+
+def _as_branch(parameter: Parameter, prefix: str, varying: Mapping[str, Any], table: Trials) -> Parameter:
+    """Return a hyperparameter under the name and the condition of its branch."""
+    condition = parameter.condition
+    if condition is None and len(varying) == 1:
+        [key] = varying
+        condition = (key, table.fixed[key])
+    return replace(parameter, name=f"{prefix}.{parameter.name}" if prefix else parameter.name, condition=condition)

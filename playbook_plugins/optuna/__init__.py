@@ -4,6 +4,7 @@ Imports optuna, numpy and playbook_plugins.analysis; never torch, charts or anot
 """
 
 from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
+from playbook_plugins.optuna.baseline import Baseline as Baseline
 from playbook_plugins.optuna.optimizers import optimizer_space as optimizer_space
 from playbook_plugins.optuna.recovery import redo_lost as redo_lost
 from playbook_plugins.optuna.rounds import Round as Round

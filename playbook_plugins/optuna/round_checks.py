@@ -7,14 +7,18 @@ and says what to do.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-Space: TypeAlias = Mapping[str, BaseDistribution]
-Branches: TypeAlias = Mapping[str, Mapping[Any, Space]]
+from playbook_plugins.optuna.round_space import Branches, Space, finite_values, sampled_space
+
+# From so many trials for each scientific value on, one more nuisance hyperparameter can be searched: the playbook's
+# budgets for Adam's hyperparameters ("How should Adam's hyperparameters be tuned?").
+_TRIALS_FOR = (1, 10, 25, 50)
 
 
 def check_round(
@@ -53,8 +57,24 @@ def check_round(
         ) from error
 
 
+def warn_of_few_trials(n_trials: int, scientific: Space, nuisance: Space, conditional: Branches) -> None:
+    """Warn where a round has fewer trials than its number of nuisance hyperparameters asks for."""
+    _, values = sampled_space(scientific, nuisance, conditional)
+    each = n_trials // max(1, math.prod(map(len, values.values())))
+    n_nuisances = len(nuisance) + sum(max(map(len, branches.values()), default=0) for branches in conditional.values())
+    wanted = _TRIALS_FOR[min(n_nuisances, len(_TRIALS_FOR)) - 1] if n_nuisances else 1
+    if each < wanted:
+        warnings.warn(
+            f"`n_trials` is {n_trials}, {each} for each combination of scientific values, and {n_nuisances} nuisance "
+            f"hyperparameters are searched: the playbook's budgets ask for at least {wanted}. Run more trials, or fix "
+            "a nuisance hyperparameter.",
+            stacklevel=3,
+        )
+
+
 def _check_branches(scientific: Space, nuisance: Space, fixed: Mapping[str, Any], conditional: Branches) -> None:
     unconditional = {*scientific, *nuisance, *fixed}
+    given: dict[str, str] = {}
     stored = list(unconditional)
     for parent, branches in conditional.items():
         distribution = scientific.get(parent) or nuisance.get(parent)
@@ -78,6 +98,11 @@ def _check_branches(scientific: Space, nuisance: Space, fixed: Mapping[str, Any]
                         f"`conditional` has {name!r} in the branch {parent} = {value!r}, and the round has an "
                         "unconditional hyperparameter of that name: the configuration could hold only one of "
                         "them. Rename one."
+                    )
+                if given.setdefault(name, parent) != parent:
+                    raise ValueError(
+                        f"`conditional` has {name!r} in branches of {given[name]!r} and of {parent!r}, which can meet "
+                        "in one trial: the configuration could hold only one of them. Rename one."
                     )
                 stored.append(f"{value}.{name}")
     repeated = sorted({name for name in stored if stored.count(name) > 1})
@@ -108,15 +133,3 @@ def _check_distribution(argument: str, name: str, distribution: Any) -> None:
             "Use optuna.distributions.FloatDistribution, IntDistribution or CategoricalDistribution; constants belong "
             "into `fixed`."
         )
-
-
-def finite_values(distribution: BaseDistribution) -> tuple[Any, ...] | None:
-    """Return the values of a finite distribution, None for a continuous one."""
-    if isinstance(distribution, CategoricalDistribution):
-        return tuple(distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return tuple(range(distribution.low, distribution.high + 1, distribution.step))
-    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        n_values = round((distribution.high - distribution.low) / distribution.step) + 1
-        return tuple(float(value) for value in np.linspace(distribution.low, distribution.high, n_values))
-    return None

@@ -7,34 +7,25 @@ nuisance hyperparameters, optimized away for a fair comparison; fixed ones, whos
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 
-from playbook_plugins.analysis.parameters import Role
 from playbook_plugins.analysis.records import Direction
-from playbook_plugins.optuna.round_checks import Branches, Space, check_round, finite_values, scientific_distribution
+from playbook_plugins.optuna.baseline import Baseline
+from playbook_plugins.optuna.round_checks import check_round, scientific_distribution, warn_of_few_trials
+from playbook_plugins.optuna.round_space import Branches, Entry, Space, list_entries, sampled_space, sort_entries
 from playbook_plugins.optuna.running import Callback, Train, run_round, wrap_training
+from playbook_plugins.optuna.sampled_study import seed_of_name
 from playbook_plugins.optuna.sampler import HaltonSampler
 from playbook_plugins.optuna.trials import ROUND_KEY
 
 # What may change while the same sequence goes on.
-_FREE_TO_CHANGE = ("goal", "n_trials")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One searched hyperparameter: the name in the study, the name in the configuration, and its place."""
-
-    stored: str
-    given: str
-    distribution: BaseDistribution
-    role: Role
-    condition: tuple[str, Any] | None = None
+_FREE_TO_CHANGE = ("goal", "n_trials", "baseline", "caveats")
 
 
 class Round:
@@ -62,6 +53,8 @@ class Round:
         The objective of guessing, in the objective's unit: a trial that is no better is infeasible. By default none.
     seed
         The draw of the quasi-random sequence, >= 0. By default it follows from the study's name.
+    baseline
+        The incumbent configuration, kept with the round; the next round takes it over until a launch replaces it.
 
     Raises
     ------
@@ -81,6 +74,7 @@ class Round:
         n_trials: int,
         chance_level: float | None = None,
         seed: int | None = None,
+        baseline: Baseline | None = None,
     ) -> None:
         self.goal = goal
         self.scientific = {name: scientific_distribution(name, values) for name, values in scientific.items()}
@@ -93,6 +87,7 @@ class Round:
         self.n_trials = n_trials
         self.chance_level = chance_level
         self.seed = seed
+        self.baseline = baseline
         check_round(goal, self.scientific, self.nuisance, self.fixed, self.conditional, n_trials)
 
     @property
@@ -126,7 +121,7 @@ class Round:
         config: dict[str, Any] = {}
         for entry in self._entries():
             if entry.condition is None or config.get(entry.condition[0]) == entry.condition[1]:
-                config[entry.given] = _suggest(trial, entry)
+                config[entry.given] = entry.suggest(trial)
         return config | self.fixed
 
     def create_study(
@@ -164,11 +159,74 @@ class Round:
                 f"`study_name` is {study.study_name!r}: this study has trials, but no round is kept in it, so its "
                 "points are not the round's. Choose another name for the round's study."
             )
-        if kept is not None:
+        if kept is None:
+            warn_of_few_trials(self.n_trials, self.scientific, self.nuisance, self.conditional)
+        else:
             self._check_same(json.loads(kept), study.study_name)
         if kept != self.to_json():
             study.set_user_attr(ROUND_KEY, self.to_json())
         return self._under_own_sampler(study)
+
+    def as_studies(
+        self,
+        *,
+        study_name: str,
+        storage: str | optuna.storages.BaseStorage | None = None,
+        direction: Direction = "minimize",
+        load_if_exists: bool = False,
+    ) -> dict[str, optuna.Study]:
+        """Create one study a combination of scientific values, instead of one study for all.
+
+        All are on the round's one seed, so that every value faces the same points of the nuisances. Each keeps a round
+        of its own, in which the scientific values are fixed: ``Round.from_study(study).optimize(study, train)`` runs
+        it, and `Trials.concat` joins the tables again.
+
+        Parameters
+        ----------
+        study_name
+            The beginning of the names; the values follow, as in ``"digits/optimizer=adam"``.
+        storage, direction, load_if_exists
+            As in `create_study`.
+
+        Returns
+        -------
+        dict of str to optuna.Study
+            By the values, as in ``"optimizer=adam"``. The trials are shared out evenly.
+        """
+        seed = seed_of_name(study_name) if self.seed is None else self.seed
+        _, scientific = sampled_space(self.scientific, self.nuisance, self.conditional)
+        combinations = [
+            dict(zip(scientific, values, strict=True)) for values in itertools.product(*scientific.values())
+        ]
+        studies = {}
+        for place, values in enumerate(combinations):
+            n_trials = (self.n_trials + len(combinations) - 1 - place) // len(combinations)
+            if n_trials:
+                label = ", ".join(f"{name}={value}" for name, value in values.items())
+                studies[label] = self._fix(values, n_trials, seed).create_study(
+                    study_name=f"{study_name}/{label}",
+                    storage=storage,
+                    direction=direction,
+                    load_if_exists=load_if_exists,
+                )
+        return studies
+
+    def _fix(self, values: dict[str, Any], n_trials: int, seed: int) -> Round:
+        """Return the round with scientific hyperparameters fixed; of their branches one stays, without condition."""
+        nuisance = dict(self.nuisance)
+        for parent, value in values.items():
+            nuisance |= self.conditional.get(parent, {}).get(value, {})
+        return Round(
+            self.goal,
+            scientific={name: space for name, space in self.scientific.items() if name not in values},
+            nuisance=nuisance,
+            fixed=self.fixed | values,
+            conditional={parent: branches for parent, branches in self.conditional.items() if parent not in values},
+            n_trials=n_trials,
+            chance_level=self.chance_level,
+            seed=seed,
+            baseline=self.baseline,
+        )
 
     @classmethod
     def load_study(cls, *, study_name: str | None = None, storage: str | optuna.storages.BaseStorage) -> optuna.Study:
@@ -265,16 +323,6 @@ class Round:
 
     def to_json(self) -> str:
         """Return the round as JSON, the form kept in its study."""
-        space = [
-            {
-                "name": entry.stored,
-                "given": entry.given,
-                "distribution": json.loads(optuna.distributions.distribution_to_json(entry.distribution)),
-                "role": str(entry.role),
-                "condition": list(entry.condition) if entry.condition else None,
-            }
-            for entry in self._entries()
-        ]
         return json.dumps(
             {
                 "version": 1,
@@ -282,9 +330,10 @@ class Round:
                 "n_trials": self.n_trials,
                 "seed": self.seed,
                 "chance_level": self.chance_level,
+                "baseline": self.baseline.to_plain() if self.baseline else None,
                 "fixed": self.fixed,
                 "caveats": self.caveats,
-                "space": space,
+                "space": [entry.to_plain() for entry in self._entries()],
             }
         )
 
@@ -303,18 +352,7 @@ class Round:
                 f"`text` is a round of version {data.get('version')!r}: this package reads version 1. Upgrade "
                 "playbook-plugins to read it."
             )
-        scientific: dict[str, BaseDistribution] = {}
-        nuisance: dict[str, BaseDistribution] = {}
-        conditional: dict[str, dict[Any, dict[str, BaseDistribution]]] = {}
-        for entry in data["space"]:
-            distribution = optuna.distributions.json_to_distribution(json.dumps(entry["distribution"]))
-            if entry["condition"]:
-                parent, value = entry["condition"]
-                conditional.setdefault(parent, {}).setdefault(value, {})[entry["given"]] = distribution
-            elif entry["role"] == Role.SCIENTIFIC:
-                scientific[entry["name"]] = distribution
-            else:
-                nuisance[entry["name"]] = distribution
+        scientific, nuisance, conditional = sort_entries(Entry.from_plain(plain) for plain in data["space"])
         return cls(
             data["goal"],
             scientific=scientific,
@@ -324,18 +362,11 @@ class Round:
             n_trials=data["n_trials"],
             chance_level=data["chance_level"],
             seed=data["seed"],
+            baseline=Baseline.from_plain(data["baseline"]) if data.get("baseline") else None,
         )
 
-    def _entries(self) -> Iterator[_Entry]:
-        """Yield the searched hyperparameters: parents before their branches."""
-        for name, distribution in self.scientific.items():
-            yield _Entry(name, name, distribution, Role.SCIENTIFIC)
-        for name, distribution in self.nuisance.items():
-            yield _Entry(name, name, distribution, Role.NUISANCE)
-        for parent, branches in self.conditional.items():
-            for value, space in branches.items():
-                for name, distribution in space.items():
-                    yield _Entry(f"{value}.{name}", name, distribution, Role.NUISANCE, (parent, value))
+    def _entries(self) -> list[Entry]:
+        return list(list_entries(self.scientific, self.nuisance, self.conditional))
 
     def _under_own_sampler(self, study: optuna.Study) -> optuna.Study:
         """Set the round's sampler; a study begun with other settings is refused here, where it costs no trial."""
@@ -346,20 +377,8 @@ class Round:
 
     def _sampler(self) -> HaltonSampler:
         """Return the sampler of the round: branches share dimensions, as they never meet in one trial."""
-        finite = {name: finite_values(space) for name, space in self.scientific.items()}
-        space: dict[str, Any] = {name: self.scientific[name] for name, values in finite.items() if values is None}
-        space |= self.nuisance
-        for parent, branches in self.conditional.items():
-            named = {
-                value: {f"{value}.{name}": distribution for name, distribution in branch.items()}
-                for value, branch in branches.items()
-            }
-            space[parent] = named
-        return HaltonSampler(
-            seed=self.seed,
-            search_space=space,
-            scientific={name: values for name, values in finite.items() if values is not None} or None,
-        )
+        search_space, scientific = sampled_space(self.scientific, self.nuisance, self.conditional)
+        return HaltonSampler(seed=self.seed, search_space=search_space, scientific=scientific or None)
 
     def check_sampler(self, study: optuna.Study) -> None:
         """Raise ValueError where a study does not run under the round's sampler."""
@@ -372,20 +391,10 @@ class Round:
 
     def _check_same(self, kept: Mapping[str, Any], study_name: str) -> None:
         own = json.loads(self.to_json())
-        changed = [name for name in own if name not in (*_FREE_TO_CHANGE, "caveats") and own[name] != kept.get(name)]
+        changed = [name for name in own if name not in _FREE_TO_CHANGE and own[name] != kept.get(name)]
         if changed:
             raise ValueError(
                 f"`study_name` is {study_name!r}: the round kept in this study differs from this one in {changed}. A "
                 "study holds one round; only its goal and n_trials may change. Give the changed round a study of its "
                 "own, or rebuild the kept one with Round.from_study."
             )
-
-
-def _suggest(trial: optuna.trial.BaseTrial, entry: _Entry) -> Any:
-    space = entry.distribution
-    if isinstance(space, CategoricalDistribution):
-        return trial.suggest_categorical(entry.stored, space.choices)
-    if isinstance(space, IntDistribution):
-        return trial.suggest_int(entry.stored, space.low, space.high, step=space.step, log=space.log)
-    assert isinstance(space, FloatDistribution)
-    return trial.suggest_float(entry.stored, space.low, space.high, step=space.step, log=space.log)

@@ -37,16 +37,19 @@ _MAX_RUNS = 64
 _MAX_OPEN_TRIALS = 10_000
 
 
+def seed_of_name(study_name: str) -> int:
+    """Return the seed that follows from a study's name, the same in every worker."""
+    return int.from_bytes(hashlib.sha256(study_name.encode()).digest()[:4], "big")
+
+
 def settings_of(
     study_name: str, seed: int | None, dimensions: Mapping[str, int], scientific: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
     """Return the settings that decide all points of a study, in the form that is kept with it."""
-    if seed is None:
-        seed = int.from_bytes(hashlib.sha256(study_name.encode()).digest()[:4], "big")
     return {
         "algorithm": _ALGORITHM,
         "version": _VERSION,
-        "seed": seed,
+        "seed": seed_of_name(study_name) if seed is None else seed,
         "dimensions": dict(dimensions),
         # A list, because the order of the names decides which combination is which.
         "scientific": [[name, list(values)] for name, values in scientific.items()],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -233,7 +234,21 @@ def _outcome(trial: FrozenTrial, record: TrialRecord | None) -> tuple[Status, st
         return Status.COMPLETE, reason
     if record is not None and record.status is Status.INFEASIBLE:
         return Status.INFEASIBLE, reason
-    return Status.FAILED, reason or "ended without a result"
+    known = reason or str(trial.system_attrs.get("fail_reason", ""))
+    diverged = _divergence(trial, known)
+    if diverged:
+        return Status.INFEASIBLE, diverged
+    return Status.FAILED, known or "ended without a result"
+
+
+def _divergence(trial: FrozenTrial, reason: str) -> str:
+    """Return how a failed trial of another's making diverged: its last report, or its recorded reason, says so."""
+    if trial.intermediate_values:
+        step = max(trial.intermediate_values)
+        value = trial.intermediate_values[step]
+        if not math.isfinite(value):
+            return f"diverged: reported {value} at step {step}"
+    return reason if re.search(r"\b(nan|inf|infinity|non-finite)\b", reason, flags=re.IGNORECASE) else ""
 
 
 def _objective(trial: FrozenTrial, status: Status) -> float:
