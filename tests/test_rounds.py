@@ -185,6 +185,22 @@ def test_other_exceptions_are_the_users_to_see_and_the_trial_is_done_again() -> 
     assert list(trials_from_study(study).status) == [Status.COMPLETE] * 5
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_trial_is_done_again_by_the_same_process(interrupt: type[BaseException]) -> None:
+    def interrupted(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
+        if trial.number == 2:
+            raise interrupt
+        return train(config, trial)
+
+    design = make_round(n_trials=4)
+    study = design.create_study()
+    with pytest.raises(interrupt):
+        design.optimize(study, interrupted)
+    assert study.trials[2].state is TrialState.FAIL
+    design.optimize(study, interrupted)
+    assert list(trials_from_study(study).status) == [Status.COMPLETE] * 4
+
+
 def test_a_trial_no_better_than_chance_is_infeasible() -> None:
     def chance(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
         return TrialRecord(direction="minimize", curve=Curve.from_columns([0, 1], [0.95, 0.9]))

@@ -43,6 +43,11 @@ def wrap_training(suggest: Suggest, train: Train, chance_level: float | None) ->
             record = train(config, trial)
         except InfeasibleError as error:
             record = error.record or _infeasible_record(trial, error.reason)
+        except SystemExit:
+            # Lightning ends an interrupted run with it, and Optuna lets it pass: the trial would seem to run for as
+            # long as this process lives, which is long in a notebook.
+            trial.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
