@@ -100,6 +100,16 @@ def test_divergence_far_from_the_best_trial_is_no_edge() -> None:
     assert flagged(check_boundaries(make_study(unit, cost)), "stability edge") == []
 
 
+def test_a_bound_beyond_mostly_infeasible_trials_is_not_flagged_by_a_bent_fit() -> None:
+    generator = np.random.default_rng(0)
+    flags = 0
+    for _ in range(50):
+        unit = generator.random((40, 2))
+        cost = np.where(unit[:, 0] > 0.3, np.nan, (unit[:, 0] - 0.15) ** 2 + 0.01 * generator.normal(size=40))
+        flags += "x0, upper" in flagged(check_boundaries(make_study(unit, cost)))
+    assert flags == 0
+
+
 def test_a_shared_nuisance_is_also_asked_of_each_scientific_value() -> None:
     generator = np.random.default_rng(0)
     n_points = 32

@@ -66,6 +66,19 @@ def test_any_study_becomes_a_table() -> None:
     assert trials.goal == ""
 
 
+def test_a_float_grid_stays_a_grid_when_its_range_moves() -> None:
+    study = optuna.create_study()
+    for low, high in ((0.0, 1.0), (0.5, 2.0)):
+        trial = study.ask()
+        trial.suggest_float("grid", low, high, step=0.25)
+        trial.suggest_float("off", low + (low > 0) * 0.1, high + (low > 0) * 0.1, step=0.25)
+        study.tell(trial, 1.0)
+    trials = trials_from_study(study)
+    grid, off = trials.parameter("grid"), trials.parameter("off")
+    assert (grid.low, grid.high, grid.step) == (0.0, 2.0, 0.25)
+    assert off.step is None
+
+
 def test_violated_constraints_are_infeasible() -> None:
     study = optuna.create_study()
     for constraint in (-1.0, 0.0, 0.5):

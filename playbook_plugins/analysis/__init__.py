@@ -9,6 +9,7 @@ from playbook_plugins.analysis.budget import median_best as median_best
 from playbook_plugins.analysis.feasibility import check_feasibility as check_feasibility
 from playbook_plugins.analysis.findings import Finding as Finding
 from playbook_plugins.analysis.findings import Verdict as Verdict
+from playbook_plugins.analysis.good_region import check_good_region as check_good_region
 from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
 from playbook_plugins.analysis.isolation import Isolation as Isolation
 from playbook_plugins.analysis.isolation import IsolationGroup as IsolationGroup
@@ -20,5 +21,6 @@ from playbook_plugins.analysis.records import Curve as Curve
 from playbook_plugins.analysis.records import Status as Status
 from playbook_plugins.analysis.records import TrialRecord as TrialRecord
 from playbook_plugins.analysis.review import review as review
+from playbook_plugins.analysis.sensitivity import check_sensitivity as check_sensitivity
 from playbook_plugins.analysis.steps import check_best_steps as check_best_steps
 from playbook_plugins.analysis.trials import Trials as Trials

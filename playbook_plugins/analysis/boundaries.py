@@ -54,7 +54,8 @@ def check_boundaries(trials: Trials) -> list[Finding]:
     - crowding: the best trial lies in the outer 20% of the scaled range, and so many of the best
       k = max(4, ceil(0.2 n)) do that the hypergeometric chance is at most 0.20 / (2 d);
     - slope: the ranks of the objective, fitted by an additive quadratic in all hyperparameters, still improve at the
-      bound, one-sided t-test at 0.05 / (2 d).
+      bound, one-sided t-test at 0.05 / (2 d); it does not count where most trials in the outer 20% are infeasible,
+      whose equal ranks bend the fit.
 
     Infeasible trials count as worst; repeated points count once, by their best. Where at least 90% of the trials
     beyond a threshold are infeasible and the best trial lies just below it, the finding is a **stability edge**
@@ -172,7 +173,8 @@ def _judge_side(trials: Trials, question: _Question, side: Side, n_questions: in
         "allowed_slope_p": allowed_slope,
     }
     crowded = bool(is_outer[order[0]]) and chance <= allowed
-    if crowded or slope_p <= allowed_slope:
+    is_slope_known = not is_outer.any() or float(np.isinf(cost[is_outer]).mean()) <= 0.5
+    if crowded or (is_slope_known and slope_p <= allowed_slope):
         verdict = Verdict.FLAG
     elif hypergeom.sf(min(k, n_outer) - 1, n_points, n_outer, k) > allowed:
         verdict = Verdict.TOO_LITTLE_DATA

@@ -5,6 +5,13 @@ Imports optuna, numpy and playbook_plugins.analysis; never torch, charts or anot
 
 from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
 from playbook_plugins.optuna.baseline import Baseline as Baseline
+from playbook_plugins.optuna.changes import Change as Change
+from playbook_plugins.optuna.changes import Move as Move
+from playbook_plugins.optuna.exploitation import create_exploitation_study as create_exploitation_study
+from playbook_plugins.optuna.exploitation import exploitation_config as exploitation_config
+from playbook_plugins.optuna.exploitation import exploitation_objective as exploitation_objective
+from playbook_plugins.optuna.next_round import NextRound as NextRound
+from playbook_plugins.optuna.next_round import next_round as next_round
 from playbook_plugins.optuna.optimizers import optimizer_space as optimizer_space
 from playbook_plugins.optuna.recovery import redo_lost as redo_lost
 from playbook_plugins.optuna.rounds import Round as Round

@@ -6,6 +6,7 @@ Optuna 5 has `Trial.set_constraint` and `FrozenTrial.constraints`; 4.8 keeps a l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ _OLD_KEY = "constraints"
 
 def set_infeasible(trial: optuna.Trial, infeasible: bool) -> None:
     """Set the constraint "infeasible" of a running trial: +1 where it is violated, -1 where it holds."""
-    value = 1.0 if infeasible else -1.0
+    value = _value(infeasible)
     if hasattr(trial, "set_constraint"):
         trial.set_constraint(_NAME, value)
     else:
@@ -32,3 +33,29 @@ def is_violated(trial: FrozenTrial) -> bool:
         constraints.values() if isinstance(constraints, dict) else trial.system_attrs.get(_OLD_KEY) or ()
     )
     return any(value > 0 for value in values)
+
+
+def constraint_arguments(infeasible: bool) -> dict[str, Any]:
+    """Return the arguments of `optuna.create_trial` that say what `set_infeasible` says of a running trial."""
+    if hasattr(FrozenTrial, "set_constraint"):
+        return {"constraints": {_NAME: _value(infeasible)}}
+    return {"system_attrs": {_OLD_KEY: [_value(infeasible)]}}
+
+
+def constrained_gp_sampler(seed: int | None) -> optuna.samplers.GPSampler:
+    """Return a GP sampler that heeds the constraint; Optuna 5's finds it in the trials by itself."""
+    if hasattr(FrozenTrial, "set_constraint"):
+        return optuna.samplers.GPSampler(seed=seed)
+    with warnings.catch_warnings():
+        # The argument is experimental in Optuna 4.8, and the only way there.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.GPSampler(seed=seed, constraints_func=_kept_constraint)
+
+
+def _kept_constraint(trial: FrozenTrial) -> tuple[float, ...]:
+    """Return the constraint that Optuna 4.8 keeps with a trial; one without any counts as feasible."""
+    return tuple(trial.system_attrs.get(_OLD_KEY) or (_value(infeasible=False),))
+
+
+def _value(infeasible: bool) -> float:
+    return 1.0 if infeasible else -1.0

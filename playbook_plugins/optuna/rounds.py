@@ -22,7 +22,7 @@ from playbook_plugins.optuna.round_space import Branches, Entry, Space, list_ent
 from playbook_plugins.optuna.running import Callback, Train, run_round, wrap_training
 from playbook_plugins.optuna.sampled_study import seed_of_name
 from playbook_plugins.optuna.sampler import HaltonSampler
-from playbook_plugins.optuna.trials import ROUND_KEY
+from playbook_plugins.optuna.trials import EXPLOITATION_KEY, ROUND_KEY
 
 # What may change while the same sequence goes on.
 _FREE_TO_CHANGE = ("goal", "n_trials", "baseline", "caveats")
@@ -370,6 +370,11 @@ class Round:
 
     def _under_own_sampler(self, study: optuna.Study) -> optuna.Study:
         """Set the round's sampler; a study begun with other settings is refused here, where it costs no trial."""
+        if EXPLOITATION_KEY in study.user_attrs:
+            raise ValueError(
+                f"`study` {study.study_name!r} is the Bayesian phase of a round: its sampler learns from the trials, "
+                "and the round's own would not. Open it again with create_exploitation_study."
+            )
         sampler = self._sampler()
         sampler.check(study)
         study.sampler = sampler

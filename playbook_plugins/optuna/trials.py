@@ -26,6 +26,7 @@ from playbook_plugins.optuna.constraints import is_violated, set_infeasible
 
 RECORD_KEY = "playbook:record"
 ROUND_KEY = "playbook:round"
+EXPLOITATION_KEY = "playbook:exploitation"
 NOT_NEEDED_KEY = "playbook:not needed"
 
 
@@ -171,6 +172,11 @@ def _widen(known: BaseDistribution, other: BaseDistribution) -> BaseDistribution
         return CategoricalDistribution([*known.choices, *more])
     if isinstance(known, FloatDistribution) and isinstance(other, FloatDistribution):
         low, high = min(known.low, other.low), max(known.high, other.high)
+        if known.step is not None and known.step == other.step:
+            # One grid, where the lower bounds lie whole steps apart.
+            steps = (known.low - other.low) / known.step
+            if abs(steps - round(steps)) < 1e-8:
+                return FloatDistribution(low, high, step=known.step)
         return FloatDistribution(low, high, log=known.log and other.log)
     if isinstance(known, IntDistribution) and isinstance(other, IntDistribution):
         low_int, high_int = min(known.low, other.low), max(known.high, other.high)
