@@ -8,11 +8,19 @@ DEV_STAMP := $(VENV)/.dev-installed
 DESCRIPTION := pyproject.toml constraints.txt Makefile
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-slow lint bench test-system-packages clean
+# The lowest supported versions live in an environment of their own, of Python 3.11 or 3.12: numpy 1.26 knows no later.
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
+	halton halton_sampler halton_workers indices coordinates rounds recovery trials trials_from_study \
+	optimizer_space build_optimizer warmup clipping weight_ema batch_norm checkpoints evaluation recorder stack))
+
+.PHONY: help demo test test-oldest test-slow lint bench test-system-packages clean
 
 help:
 	@echo "make demo                  run the quickstart and write its page"
 	@echo "make test                  run the tests (PYTEST_ARGS=... goes to pytest)"
+	@echo "make test-oldest           run the sampler and callback tests on the lowest supported versions"
 	@echo "make test-slow             run the long simulations and kill tests too"
 	@echo "make lint                  check style, types and import rules"
 	@echo "make bench                 print the benchmarks"
@@ -34,6 +42,15 @@ demo: $(DEMO_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_ARGS)
 
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt Makefile
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+		-e '.[optuna,lightning]' lightning rich hypothesis pytest pytest-timeout pytest-xdist
+	touch $@
+
+test-oldest: $(OLDEST_STAMP)
+	$(OLDEST)/bin/python -m pytest -n auto -m "not slow" $(OLDEST_TESTS) $(PYTEST_ARGS)
+
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n auto -m slow $(PYTEST_ARGS)
 
@@ -51,4 +68,4 @@ test-system-packages:
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y chromium postgresql
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch
@@ -22,6 +23,12 @@ QUIET = [
     pytest.mark.filterwarnings(r"ignore:.*`isinstance\(treespec, LeafSpec\)` is deprecated"),
     pytest.mark.filterwarnings(r"ignore:Checkpoint directory .* exists and is not empty"),
 ]
+
+
+# Lightning 2.5 has no such argument.
+SAFE_LOADING: dict[str, Any] = (
+    {"weights_only": True} if "weights_only" in inspect.signature(lightning.pytorch.Trainer.fit).parameters else {}
+)
 
 
 def make_trainer(package: Any, callbacks: list[Any], **options: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -116,18 +117,28 @@ def count_queries(url: str, *, n_asks: int = 8) -> dict[str, list[int]]:
     """Return the SQL statements of each ask with its suggestions, ours beside a random sampler's, on a database."""
     counts: dict[str, list[int]] = {}
     for name, sampler in {"ours": HaltonSampler(seed=4), "random": RandomSampler(seed=4)}.items():
-        storage = RDBStorage(url)
-        study = optuna.create_study(study_name=name, storage=storage, sampler=sampler)
-        other = optuna.load_study(study_name=name, storage=url, sampler=RandomSampler())
-        counts[name] = []
-        for turn in range(n_asks):
-            if turn >= n_asks // 2:
-                # Other workers' trials, running and finished, come between.
-                other.ask()
-                other.optimize(two, n_trials=1)
-            counts[name].append(len(statements(storage, lambda study=study: two(study.ask()))))
-        storage.engine.dispose()
+        with open_database(url) as storage, open_database(url) as elsewhere:
+            study = optuna.create_study(study_name=name, storage=storage, sampler=sampler)
+            other = optuna.load_study(study_name=name, storage=elsewhere, sampler=RandomSampler())
+            counts[name] = []
+            for turn in range(n_asks):
+                if turn >= n_asks // 2:
+                    # Other workers' trials, running and finished, come between.
+                    other.ask()
+                    other.optimize(two, n_trials=1)
+                counts[name].append(len(statements(storage, lambda study=study: two(study.ask()))))
     return counts
+
+
+@contextlib.contextmanager
+def open_database(url: str) -> Iterator[RDBStorage]:
+    """Open a database, and close its connections in the end, of which psycopg warns otherwise."""
+    storage = RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def statements(storage: RDBStorage, action: Callable[[], Any]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from lightning_toys import PACKAGES, QUIET, make_gan, make_loader, make_model, make_trainer
+from lightning_toys import PACKAGES, QUIET, SAFE_LOADING, make_gan, make_loader, make_model, make_trainer
 
 from playbook_plugins.analysis.infeasible import InfeasibleError
 from playbook_plugins.lightning.clipping import PercentileGradientClipping, total_norm
@@ -270,7 +270,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(package: Any, window: int | None, tmp
     make_trainer(package, [whole, Save()], max_epochs=5).fit(model(), make_loader(8))
     resumed = PercentileGradientClipping(70, window=window, min_steps=4)
     make_trainer(package, [resumed], max_epochs=5).fit(
-        model(), make_loader(8), ckpt_path=tmp_path / "16.ckpt", weights_only=True
+        model(), make_loader(8), ckpt_path=tmp_path / "16.ckpt", **SAFE_LOADING
     )
     assert resumed.windows[0].history == whole.windows[0].history
     assert resumed.windows[0].value() == whole.windows[0].value()

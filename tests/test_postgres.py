@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.exceptions import ExperimentalWarning
 from postgres import PostgresServer, find_binaries, free_port, run_postgres
-from search_workers import count_queries, run_workers, sequential_params
+from search_workers import count_queries, open_database, run_workers, sequential_params
 
 _PROXY = """
 import sys
@@ -38,7 +38,8 @@ def server() -> Iterator[PostgresServer]:
 def proxy(server: PostgresServer) -> Iterator[str]:
     """Yield host:port of a gRPC proxy before a new database that holds the study "shared"."""
     url, port = server.create_database(), free_port()
-    optuna.create_study(study_name="shared", storage=url)
+    with open_database(url) as storage:
+        optuna.create_study(study_name="shared", storage=storage)
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", _PROXY, url, str(port)])
     try:
         yield f"127.0.0.1:{port}"
@@ -57,9 +58,10 @@ def assert_sequential(study: optuna.Study) -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
 def test_four_processes_on_postgres_draw_exactly_the_sequential_points(server: PostgresServer, seconds: float) -> None:
     url = server.create_database()
-    study = optuna.create_study(study_name="shared", storage=url)
-    run_workers("database", url, "declared", seconds=seconds)
-    assert_sequential(study)
+    with open_database(url) as storage:
+        study = optuna.create_study(study_name="shared", storage=storage)
+        run_workers("database", url, "declared", seconds=seconds)
+        assert_sequential(study)
 
 
 @pytest.mark.slow

@@ -49,6 +49,8 @@ PUBLIC = {
         "optimizer_space",
         "record_trial",
         "redo_lost",
+        "study_sheet",
+        "track",
         "trials_from_study",
     },
     "playbook_plugins.lightning": {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_toys import PACKAGES, QUIET, make_gan, make_loader, make_model, make_trainer
+from lightning_toys import PACKAGES, QUIET, SAFE_LOADING, make_gan, make_loader, make_model, make_trainer
 from torch.utils.data import DataLoader
 
 from playbook_plugins.analysis import InfeasibleError, Status, TrialRecord
@@ -285,7 +285,7 @@ def test_after_a_resume_the_curve_continues(package: Any, tmp_path: Any) -> None
     fit(package, [*stack(whole, 3), Save()])
     resumed = TrialRecorder("val_loss", "min")
     make_trainer(package, stack(resumed, 3), max_steps=20).fit(
-        make_model(package), make_loader(5), make_loader(2, seed=1), ckpt_path=tmp_path / "10.ckpt", weights_only=True
+        make_model(package), make_loader(5), make_loader(2, seed=1), ckpt_path=tmp_path / "10.ckpt", **SAFE_LOADING
     )
     one, other = whole.record, resumed.record
     assert other.status is Status.COMPLETE

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 from playbook_plugins.optuna import HaltonSampler, redo_lost, trials_from_study
 from playbook_plugins.optuna.indices import sequence_indices
 from playbook_plugins.optuna.recovery import WORKER_KEY, sign
+from playbook_plugins.optuna.running import run_round
 
 N_TRIALS = 12
 
@@ -177,3 +179,54 @@ def test_a_lost_enqueued_trial_keeps_its_values() -> None:
     study.tell(study.ask(), state=TrialState.FAIL)
     assert redo_lost(study) == [0]
     assert study.ask().suggest_float("x", 0, 1) == 0.25
+
+
+def test_a_failed_trial_copied_from_another_study_is_its_own_first_attempt() -> None:
+    study = make_study()
+    copied = optuna.create_trial(state=TrialState.FAIL, system_attrs={"failed_trial": 7, "retry_history": [7]})
+    study.add_trial(copied)
+    assert redo_lost(study) == [0]
+    assert redo_lost(study) == []
+    assert study.trials[1].system_attrs == {"failed_trial": 0, "retry_history": [0]}
+
+
+def run(study: optuna.Study, objective: Callable[[optuna.Trial], float], n_trials: int) -> None:
+    run_round(study, objective, n_trials, n_jobs=1, timeout=None, callbacks=(), catch=(), older_than=None)
+
+
+@pytest.mark.parametrize("ending", ["returns", "writes", "raises"])
+def test_a_living_worker_whose_trial_is_taken_away_goes_on_with_the_next(ending: str) -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        point = trial.suggest_float("x", 0, 1)
+        if trial.number == 1:
+            # As Optuna's heartbeat does in another worker when this one misses its beats.
+            study.tell(trial.number, state=TrialState.FAIL)
+            if ending == "writes":
+                trial.set_user_attr("key", "value")
+            if ending == "raises":
+                raise KeyError("x")
+        return point
+
+    run(study, objective, 4)
+    states = [trial.state for trial in study.trials]
+    assert states == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+        TrialState.COMPLETE,
+        TrialState.COMPLETE,
+    ]
+    assert study.trials[2].params == study.trials[1].params
+
+
+def test_an_error_of_the_objective_is_seen_whatever_its_type() -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match=r"^of the user's own$"):
+        run(study, objective, 4)
+    assert len(study.trials) == 1

@@ -16,5 +16,7 @@ from playbook_plugins.optuna.optimizers import optimizer_space as optimizer_spac
 from playbook_plugins.optuna.recovery import redo_lost as redo_lost
 from playbook_plugins.optuna.rounds import Round as Round
 from playbook_plugins.optuna.sampler import HaltonSampler as HaltonSampler
+from playbook_plugins.optuna.tracking import study_sheet as study_sheet
+from playbook_plugins.optuna.tracking import track as track
 from playbook_plugins.optuna.trials import record_trial as record_trial
 from playbook_plugins.optuna.trials import trials_from_study as trials_from_study

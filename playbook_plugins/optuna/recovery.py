@@ -88,7 +88,9 @@ def sign(trial: optuna.Trial) -> None:
 
 def first_attempt(trial: FrozenTrial) -> int:
     """Return the number of the first attempt at a trial's point, the trial's own where it is the first."""
-    return int(trial.system_attrs.get("failed_trial", trial.number))
+    first = int(trial.system_attrs.get("failed_trial", trial.number))
+    # The mark of a trial that was copied from another study may point nowhere.
+    return first if 0 <= first < trial.number else trial.number
 
 
 def is_overtaken(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:

@@ -75,6 +75,11 @@ def run_round(
 ) -> None:
     """Run trials until each of the first ``n_trials`` indices has a finished one: the work of `Round.optimize`."""
     deadline = None if timeout is None else time.monotonic() + timeout
+    # The numbers of the trials that ended here and whose outcome the storage does not have yet.
+    untold: set[int] = set()
+
+    def note_told(_: optuna.Study, trial: FrozenTrial) -> None:
+        untold.discard(trial.number)
 
     def stop_when_done(study: optuna.Study, _: FrozenTrial) -> None:
         if not _is_work_left(study, n_trials):
@@ -86,13 +91,21 @@ def run_round(
         if seconds is not None and seconds <= 0:
             return
         if _is_work_left(study, n_trials):
-            study.optimize(
-                _only_if_needed(objective, n_trials),
-                n_jobs=n_jobs,
-                timeout=seconds,
-                callbacks=[*callbacks, stop_when_done],
-                catch=(*catch, _NotNeededError),
-            )
+            try:
+                study.optimize(
+                    _only_if_needed(objective, n_trials, untold),
+                    n_jobs=n_jobs,
+                    timeout=seconds,
+                    callbacks=[note_told, *callbacks, stop_when_done],
+                    catch=(*catch, _NotNeededError),
+                )
+            except Exception:
+                # Optuna raises one of three kinds, as the case may be, when it cannot tell a trial.
+                if not _is_taken_away(study, untold):
+                    raise
+                # Somebody held this worker for dead, and its trial is queued again: it goes on with the next.
+                untold.clear()
+                continue
             if _is_work_left(study, n_trials):
                 # The user's own callback called study.stop(), or time is out.
                 return
@@ -113,8 +126,17 @@ def _is_work_left(study: optuna.Study, n_trials: int) -> bool:
     )
 
 
-def _only_if_needed(objective: Objective, n_trials: int) -> Objective:
-    """Return the objective, ended at once for a trial that the round does not need.
+def _is_taken_away(study: optuna.Study, untold: set[int]) -> bool:
+    """Return whether another worker told a trial as FAIL that this one was about to tell.
+
+    Optuna's heartbeat does so when a living worker misses its beats, and `redo_lost` with ``older_than``.
+    """
+    trials = study.get_trials(deepcopy=False)
+    return any(trials[number].state is TrialState.FAIL for number in untold)
+
+
+def _only_if_needed(objective: Objective, n_trials: int, untold: set[int]) -> Objective:
+    """Return the objective, ended at once for a trial that the round does not need, and noted when it ends.
 
     Workers that look at once can both see the last index free, or both queue the same lost trial.
     """
@@ -130,7 +152,15 @@ def _only_if_needed(objective: Objective, n_trials: int) -> Objective:
         if reason:
             trial.set_user_attr(NOT_NEEDED_KEY, reason)
             raise _NotNeededError(reason)
-        return objective(trial)
+        try:
+            value = objective(trial)
+        except Exception:
+            # A trial taken away refuses every write, and whatever ended this attempt, another one will show it.
+            if _is_taken_away(trial.study, {trial.number}):
+                untold.add(trial.number)
+            raise
+        untold.add(trial.number)
+        return value
 
     return guarded
 
