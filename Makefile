@@ -13,7 +13,8 @@ OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
 	halton halton_sampler halton_workers indices coordinates rounds recovery trials trials_from_study \
-	optimizer_space build_optimizer warmup clipping weight_ema batch_norm checkpoints evaluation recorder stack))
+	optimizer_space next_round new_bounds exploitation tracking build_optimizer warmup clipping weight_ema batch_norm \
+	checkpoints evaluation recorder stack))
 
 .PHONY: help demo test test-oldest test-slow lint bench test-system-packages clean
 

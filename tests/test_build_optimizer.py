@@ -134,6 +134,51 @@ def test_rmsprop_is_torchs_rule_as_the_docstring_says() -> None:
     assert_equal(run(config), expected(rule))
 
 
+def test_rmsprop_differs_from_the_playbooks_rule_by_its_start_and_its_epsilon() -> None:
+    rho = 0.9
+
+    def playbook(epsilon: float) -> Any:
+        def rule(gs: Any) -> Any:
+            v = torch.ones(6, dtype=torch.float64)
+            for g in gs:
+                v = rho * v + (1 - rho) * g**2
+                yield RATE * g / (v + epsilon).sqrt()
+
+        return rule
+
+    config = {"optimizer": "rmsprop", "learning_rate": RATE, "one_minus_rho": 1 - rho, "epsilon": 1e-300}
+    [g] = gradients(1)
+    # The first step: torch divides by sqrt(0.1 g^2), the playbook by sqrt(0.9 + 0.1 g^2).
+    ours, theirs = (moves[0] - start() for moves in (run(config, 1), expected(playbook(0.0), 1)))
+    assert_equal(ours / theirs, ((rho + (1 - rho) * g**2) / ((1 - rho) * g**2)).sqrt())
+    # rho^t of the start is left after t steps: late steps are the playbook's.
+    ours, theirs = (moves.diff(dim=0)[-10:] for moves in (run(config, 400), expected(playbook(0.0), 400)))
+    assert_equal(ours, theirs)
+    # Epsilon outside the square root damps a step by more than inside it: with the second moment near 1 about twice.
+    damped = [
+        moves.diff(dim=0)[-10:] for moves in (run(config | {"epsilon": 0.01}, 400), expected(playbook(0.01), 400))
+    ]
+    loss = [(1 - move / ours).mean().item() for move in damped]
+    assert 1.5 < loss[0] / loss[1] < 2.5
+
+
+@pytest.mark.usefixtures("double")
+def test_torchs_momentum_schedule_of_nadam_would_shrink_the_first_steps() -> None:
+    b1, b2 = 0.9, 0.999
+    config = {"optimizer": "nadam", "learning_rate": RATE, "epsilon": 1e-300}
+    parameter = torch.nn.Parameter(start())
+    [parameter.grad] = gradients(1)
+    torch.optim.NAdam([parameter], lr=RATE, betas=(b1, b2), eps=1e-300).step()
+    scheduled, constant = parameter.detach() - start(), run(config, 1)[0] - start()
+    # A first step has the size rate x (mu_2 (1 - b1) / (1 - mu_1 mu_2) + (1 - mu_1) / (1 - mu_1)); with a constant mu
+    # of 0.9 that is 1.47, and with torch's, which starts near 0.45, 1.06.
+    mu = [b1 * (1 - 0.5 * 0.96 ** (t * 0.004)) for t in (1, 2)]
+    by_torch = mu[1] * (1 - b1) / (1 - mu[0] * mu[1]) + 1
+    by_playbook = b1 * (1 - b1) / (1 - b1**2) + 1
+    torch.testing.assert_close(scheduled.abs(), torch.full((6,), RATE * by_torch))
+    torch.testing.assert_close(constant.abs(), torch.full((6,), RATE * by_playbook))
+
+
 @pytest.mark.parametrize("name", ["adam", "nadam"])
 def test_weight_decay_of_adam_and_nadam_is_decoupled(name: str) -> None:
     plain = run({"optimizer": name, "learning_rate": RATE}, 1)

@@ -52,8 +52,8 @@ def test_four_processes_draw_exactly_the_sequential_points(tmp_path: Path, kind:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
 def test_four_processes_agree_on_undeclared_names_without_branches(tmp_path: Path, kind: str) -> None:
-    study = work_in_parallel(tmp_path, kind, "plain", n_trials=25)
-    assert params(study, "decay", "adam.rate", "adam.beta1", "dropout") == points(4, 100, 4)
+    study = work_in_parallel(tmp_path, kind, "plain", n_trials=50)
+    assert params(study, "decay", "adam.rate", "adam.beta1", "dropout") == points(4, 200, 4)
 
 
 @pytest.mark.slow
