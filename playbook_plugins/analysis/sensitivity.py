@@ -150,5 +150,5 @@ def _effect(trials: Trials, parameter: Parameter, rows: NDArray[np.intp]) -> tup
 
 
 def _residual(design: NDArray[np.float64], ranks: NDArray[np.float64]) -> tuple[float, int]:
-    weights, _, rank, _ = np.linalg.lstsq(design, ranks)
+    weights, _, rank, _ = np.linalg.lstsq(design, ranks, rcond=None)
     return float(np.sum((ranks - design @ weights) ** 2)), int(rank)
