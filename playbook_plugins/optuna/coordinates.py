@@ -166,7 +166,8 @@ def scientific_value(name: str, value: Any, values: Sequence[Any], distribution:
     ValueError
         When it does not contain one of them, or is a continuous range.
     """
-    missing = [entry for entry in values if not _holds(distribution, entry)]
+    is_range = isinstance(distribution, FloatDistribution) and distribution.step is None
+    missing = [entry for entry in values if is_range or not contains(distribution, entry)]
     if missing:
         raise ValueError(
             f"`scientific` gives {name!r} the values {list(values)!r}, but the objective suggests it from "
@@ -180,15 +181,19 @@ def scientific_value(name: str, value: Any, values: Sequence[Any], distribution:
     return value
 
 
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Return whether a value lies inside a distribution: within its bounds and on its grid, or among its choices."""
     if isinstance(distribution, CategoricalDistribution):
         # True is not 1: a choice must be of the value's own type.
         return any(type(choice) is type(value) and choice == value for choice in distribution.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if not distribution.low <= value <= distribution.high:
+        return False
     if isinstance(distribution, IntDistribution):
-        return distribution.low <= value <= distribution.high and (value - distribution.low) % distribution.step == 0
-    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        steps = (value - distribution.low) / distribution.step
-        return distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-8
-    return False
+        return (value - distribution.low) % distribution.step == 0
+    if distribution.step is None:
+        return True
+    steps = (value - distribution.low) / distribution.step
+    return abs(steps - round(steps)) < 1e-8

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from playbook_plugins.analysis.parameters import Parameter
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.constraints import constraint_arguments
+from playbook_plugins.optuna.coordinates import contains
 from playbook_plugins.optuna.trials import RECORD_KEY
 
 IMPORTED_KEY = "playbook:imported from"
@@ -44,23 +45,6 @@ def distribution_of(parameter: Parameter) -> BaseDistribution:
         step = int(parameter.step or 1)
         return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-
-
-def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Return whether a value lies inside a distribution: within its bounds and on its grid, or among its choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return any(type(choice) is type(value) and choice == value for choice in distribution.choices)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    if not distribution.low <= value <= distribution.high:
-        return False
-    if isinstance(distribution, IntDistribution) and value != int(value):
-        return False
-    if distribution.step is None:
-        return True
-    steps = (value - distribution.low) / distribution.step
-    return abs(steps - round(steps)) < 1e-8
 
 
 def worst_finite(values: Sequence[float | None], direction: str) -> float:
