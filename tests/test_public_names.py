@@ -10,6 +10,11 @@ import pytest
 
 PUBLIC = {
     "playbook_plugins.analysis": {
+        "Bottleneck",
+        "Scaling",
+        "Throughput",
+        "check_throughput",
+        "describe_throughput",
         "Curve",
         "Finding",
         "InfeasibleError",
@@ -32,7 +37,7 @@ PUBLIC = {
         "median_best",
         "review",
     },
-    "playbook_plugins.charts": {"Chart", "axis_plot", "isolation_plot", "training_curves"},
+    "playbook_plugins.charts": {"Chart", "axis_plot", "isolation_plot", "throughput_chart", "training_curves"},
     "playbook_plugins.report": {"Wording", "word", "write_report"},
     "playbook_plugins.optuna": {
         "Baseline",
@@ -75,6 +80,8 @@ SIGNATURES = {
     "charts.axis_plot": ["trials", "parameter"],
     "charts.isolation_plot": ["trials", "parameter"],
     "charts.training_curves": ["trials"],
+    "charts.throughput_chart": ["throughput"],
+    "analysis.check_throughput": ["throughput"],
     "report.write_report": ["trials", "path"],
     "optuna.HaltonSampler": ["seed", "search_space", "scientific"],
     "optuna.optimizer_space": ["name", "n_trials"],

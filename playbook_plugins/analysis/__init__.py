@@ -1,6 +1,7 @@
 """What the results say: the playbook's checklist as numbers and verdicts.
 
-Imports numpy and scipy only, and nothing else of this package: no framework, no charts, no text for display.
+Imports numpy and scipy only, and nothing else of this package: no framework, no charts; and no text for display, but
+for `describe_throughput`, which the probe prints where nothing else may be imported.
 """
 
 from playbook_plugins.analysis.boundaries import check_boundaries as check_boundaries
@@ -23,4 +24,9 @@ from playbook_plugins.analysis.records import TrialRecord as TrialRecord
 from playbook_plugins.analysis.review import review as review
 from playbook_plugins.analysis.sensitivity import check_sensitivity as check_sensitivity
 from playbook_plugins.analysis.steps import check_best_steps as check_best_steps
+from playbook_plugins.analysis.throughput import Bottleneck as Bottleneck
+from playbook_plugins.analysis.throughput import Scaling as Scaling
+from playbook_plugins.analysis.throughput import Throughput as Throughput
+from playbook_plugins.analysis.throughput import check_throughput as check_throughput
+from playbook_plugins.analysis.throughput_text import describe_throughput as describe_throughput
 from playbook_plugins.analysis.trials import Trials as Trials

@@ -1,10 +1,11 @@
 """What do the results look like? One function a question, each returning a `Chart`: a plain Vega-Lite v5 dict.
 
-Imports analysis/ and nothing else of this package; charts take the table of trials, never a study. Rendering needs
-vl-convert, which is imported at first use.
+Imports analysis/ and nothing else of this package; charts take the table of trials or another result of
+analysis/, never a study. Rendering needs vl-convert, which is imported at first use.
 """
 
 from playbook_plugins.charts.axes import axis_plot as axis_plot
 from playbook_plugins.charts.chart import Chart as Chart
 from playbook_plugins.charts.curves import training_curves as training_curves
 from playbook_plugins.charts.isolation import isolation_plot as isolation_plot
+from playbook_plugins.charts.throughput import throughput_chart as throughput_chart
