@@ -7,5 +7,7 @@ analysis/, never a study. Rendering needs vl-convert, which is imported at first
 from playbook_plugins.charts.axes import axis_plot as axis_plot
 from playbook_plugins.charts.chart import Chart as Chart
 from playbook_plugins.charts.curves import training_curves as training_curves
+from playbook_plugins.charts.gradient_norm_histogram import gradient_norm_histogram as gradient_norm_histogram
+from playbook_plugins.charts.gradient_norms import gradient_norm_chart as gradient_norm_chart
 from playbook_plugins.charts.isolation import isolation_plot as isolation_plot
 from playbook_plugins.charts.throughput import throughput_chart as throughput_chart

@@ -208,6 +208,15 @@ def scale_type(log: bool) -> dict[str, Any]:
     return {"type": "log"} if log else {"type": "linear", "zero": False}
 
 
+def widen(low: float, high: float, is_log: bool) -> tuple[float, float]:
+    """Return the ends of an axis, low <= high, with room beyond the outermost marks."""
+    if is_log:
+        margin = max((high / low) ** _MARGIN, 1.01)
+        return low / margin, high * margin
+    margin = _MARGIN * (high - low) or _MARGIN * abs(high) or _MARGIN
+    return low - margin, high + margin
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Return 3 to about 10 round ticks between two positive numbers on a logarithmic axis."""
     decades = math.log10(high / low)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import override
 
+from playbook_plugins.analysis.gradient_norms import GradientNorms, norm_histogram, norm_quantiles
 from playbook_plugins.analysis.infeasible import InfeasibleError
 from playbook_plugins.lightning._base import CallbackBase
-from playbook_plugins.lightning._support import DEEPSPEED, SHARDED, refuse, warn
-from playbook_plugins.lightning.norm_window import NormWindow, concatenate, norm_histogram, norm_quantiles
+from playbook_plugins.lightning._support import DEEPSPEED, refuse, warn
+from playbook_plugins.lightning.gradient_norm import check_fsdp, fsdp_norm, is_strategy, sharded_norm, total_norm
+from playbook_plugins.lightning.norm_window import NormWindow, ThresholdRule, concatenate, replay_thresholds
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -61,13 +62,20 @@ class PercentileGradientClipping(CallbackBase):
 
     Notes
     -----
-    Logs ``gradient_norm`` (unclipped), ``gradient_clip_threshold`` and ``gradient_clipped_share`` at the trainer's
-    ``log_every_n_steps`` where it has a logger, with ``_1``, ``_2``, ... for further optimizers.
+    - Logs ``gradient_norm`` (unclipped), ``gradient_clip_threshold`` and ``gradient_clipped_share`` at the trainer's
+      ``log_every_n_steps`` where it has a logger, with ``_1``, ``_2``, ... for further optimizers.
+    - One host synchronisation a step, for the norm. Every rank decides alike; FSDP alone adds a collective.
+    - `history` gives each norm with the threshold in force, for `playbook_plugins.charts.gradient_norms`.
 
-    Support: 32, 64 and bf16 precision, bf16-mixed; 16-mixed (fused optimizers too, whose gradients are still scaled);
-    gradient accumulation; manual optimization with several optimizers; ddp and ddp_spawn (gradients are equal on all
-    ranks, so no collective is needed); torch.compile. FSDP, model parallelism and DeepSpeed are refused: each rank
-    holds only a part of the norm. Gradients must be dense. One host synchronisation a step.
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed (fused optimizers too, whose gradients are scaled)
+      accumulation         yes: the norm is that of the accumulated gradient, once an update
+      manual optimization  yes: two optimizers, a window each; one with toggled or missing gradients is passed over
+      ddp                  yes: gradients are equal on all ranks, so that no collective is added
+      ddp_spawn            yes: the callback of the main process stays empty, as all state does there
+      FSDP                 yes: FSDP2 (ModelParallelStrategy) with any optimizers, FSDP1 with one and wrapped as a whole
+      DeepSpeed            refused: it clips inside its engine, after the hooks
+      compile              yes: a compiled network; gradients must be dense
     """
 
     def __init__(
@@ -106,16 +114,18 @@ class PercentileGradientClipping(CallbackBase):
         self.min_steps = min_steps
         self.nonfinite = nonfinite
         self.windows: list[NormWindow] = []
-        self._n_steps: list[int] = []
         self._n_clipped: list[int] = []
+        # The settings, and from which norm of each optimizer on they held: a run may be resumed with others.
+        self._rules: list[tuple[ThresholdRule, list[int]]] = []
         self._warned = False
         self._restored = False
+        self._is_fsdp = self._is_sharded = False
 
     @property
     def clipped_share(self) -> float:
         """The share of all updates that were clipped, in [0, 1]; NaN before the first."""
-        n_steps = sum(self._n_steps)
-        return sum(self._n_clipped) / n_steps if n_steps else math.nan
+        n_norms = sum(len(window.history) for window in self.windows)
+        return sum(self._n_clipped) / n_norms if n_norms else math.nan
 
     @property
     def norms(self) -> NDArray[np.float64]:
@@ -129,6 +139,24 @@ class PercentileGradientClipping(CallbackBase):
     def histogram(self, n_bins: int = 50) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return edges, shape (n_bins + 1,), and counts, shape (n_bins,), of the norms of the run."""
         return norm_histogram(self.norms, n_bins)
+
+    def history(self, optimizer: int = 0) -> GradientNorms:
+        """Return every norm of one optimizer (by its place) with the threshold that was in force, to the last bit."""
+        window = self.windows[optimizer]
+        norms = np.array(window.history)
+        # The thresholds follow from the norms: replaying 10^6 of them takes some 4 seconds, once, for a picture.
+        # Kept, they would add 8 MB to the 4 MB that every checkpoint carries.
+        starts = [begins[optimizer] if optimizer < len(begins) else 0 for _, begins in self._rules]
+        parts = [
+            replay_thresholds(norms[:end], rule, start)
+            for (rule, _), start, end in zip(self._rules, starts, [*starts[1:], len(norms)], strict=True)
+        ]
+        return GradientNorms(
+            update=window.updates(),
+            norm=norms,
+            threshold=np.concatenate([np.empty(0), *parts]),
+            nonfinite=np.array(window.nonfinite, dtype=np.int64),
+        )
 
     def current_threshold(self, optimizer: int = 0) -> float | None:
         """Return the threshold of the next step of one optimizer (by its place), None while nothing is clipped."""
@@ -149,53 +177,68 @@ class PercentileGradientClipping(CallbackBase):
         refuse(
             trainer,
             self,
-            (*DEEPSPEED, *SHARDED),
-            "each rank holds only a part of the gradient's norm",
-            "Use ddp, or the strategy's own clipping without this callback.",
+            DEEPSPEED,
+            "it clips inside its engine, after the hooks",
+            "Use ddp or FSDP, or set gradient_clipping in DeepSpeed's own configuration without this callback.",
         )
+        self._is_fsdp = is_strategy(trainer, "FSDPStrategy")
+        self._is_sharded = is_strategy(trainer, "ModelParallelStrategy")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_fsdp:
+            check_fsdp(trainer, self)
         if not self._restored and trainer.global_step == 0:
-            self.windows, self._n_steps, self._n_clipped, self._warned = [], [], [], False
+            self.windows, self._n_clipped, self._rules, self._warned = [], [], [], False
         self._restored = False
         while len(self.windows) < len(trainer.optimizers):
             self.windows.append(NormWindow(self.percentile, self.window))
-            self._n_steps.append(0)
             self._n_clipped.append(0)
+        rule = ThresholdRule(self.percentile, self.threshold, self.window, self.min_steps)
+        if not self._rules or self._rules[-1][0] != rule:
+            self._rules.append((rule, [len(window.history) for window in self.windows]))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         gradients = [
-            parameter.grad
+            gradient
             for group in optimizer.param_groups
             for parameter in group["params"]
-            if parameter.grad is not None
+            if (gradient := parameter.grad) is not None
         ]
-        if not gradients:
+        place = trainer.optimizers.index(optimizer)
+        window = self.windows[place]
+        if self._is_fsdp:
+            total = fsdp_norm(trainer)
+        elif gradients:
+            total = sharded_norm(gradients) if self._is_sharded else total_norm(gradients)
+        else:
+            window.pass_over()
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        norm = float(total_norm(gradients))
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            norm /= float(scaler.get_scale())
+            # Divided on the device, so that the host waits once.
+            total = total / scaler._get_scale_async().to(total.device)
+        norm = float(total)
+        threshold = self.current_threshold(place)
+        window.add(norm)
         if not math.isfinite(norm):
+            # A scaler skips such a step itself.
             if scaler is None:
                 self._meet_nonfinite(trainer, optimizer)
             return
-        place = next(place for place, known in enumerate(trainer.optimizers) if known is optimizer)
-        threshold = self.current_threshold(place)
         if threshold is not None and norm > threshold > 0:
-            torch._foreach_mul_(gradients, threshold / norm)
+            if gradients:
+                torch._foreach_mul_(gradients, threshold / norm)
             self._n_clipped[place] += 1
-        self._n_steps[place] += 1
-        self.windows[place].add(norm)
-        if not self._warned and self._n_steps[place] >= _MIN_JUDGED and self.clipped_share > 0.5:
-            self._warned = True
-            warn(
-                trainer,
-                f"PercentileGradientClipping has clipped {self.clipped_share:.0%} of the updates up to step "
-                f"{trainer.global_step}, more than half: the playbook's advice is to lower the learning rate instead.",
-            )
+            if not self._warned and len(window.history) >= _MIN_JUDGED and self.clipped_share > 0.5:
+                self._warned = True
+                warn(
+                    trainer,
+                    f"PercentileGradientClipping has clipped {self.clipped_share:.0%} of the updates up to step "
+                    f"{trainer.global_step}, more than half: the playbook's advice is to lower the learning rate "
+                    "instead.",
+                )
         if trainer.loggers and trainer._logger_connector.should_update_logs:
             self._log(pl_module, place, norm, threshold)
 
@@ -212,7 +255,7 @@ class PercentileGradientClipping(CallbackBase):
         suffix = f"_{place}" if place else ""
         values = {
             f"gradient_norm{suffix}": norm,
-            f"gradient_clipped_share{suffix}": self._n_clipped[place] / self._n_steps[place],
+            f"gradient_clipped_share{suffix}": self._n_clipped[place] / len(self.windows[place].history),
         }
         if threshold is not None:
             values[f"gradient_clip_threshold{suffix}"] = threshold
@@ -222,31 +265,22 @@ class PercentileGradientClipping(CallbackBase):
     def state_dict(self) -> dict[str, Any]:
         return {
             "norms": [torch.from_numpy(window.packed()) for window in self.windows],
-            "n_steps": list(self._n_steps),
+            "nonfinite": [torch.tensor(window.nonfinite, dtype=torch.int64) for window in self.windows],
+            "without": [torch.tensor(window.without, dtype=torch.int64) for window in self.windows],
             "n_clipped": list(self._n_clipped),
+            "rules": [(tuple(rule), list(begins)) for rule, begins in self._rules],
             "warned": self._warned,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.windows = []
-        for norms in state_dict["norms"]:
+        gaps = zip(state_dict["norms"], state_dict["nonfinite"], state_dict["without"], strict=True)
+        for norms, nonfinite, without in gaps:
             window = NormWindow(self.percentile, self.window)
-            window.load(norms.cpu().numpy())
+            window.load(norms.cpu().numpy(), nonfinite.tolist(), without.tolist())
             self.windows.append(window)
-        self._n_steps = list(state_dict["n_steps"])
         self._n_clipped = list(state_dict["n_clipped"])
+        self._rules = [(ThresholdRule(*rule), list(begins)) for rule, begins in state_dict["rules"]]
         self._warned = state_dict["warned"]
         self._restored = True
-
-
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """Return the L2 norm over all gradients, without waiting for the device, accumulated in float32 at least."""
-    if not {gradient.dtype for gradient in gradients}.isdisjoint((torch.float16, torch.bfloat16)):
-        norms = [torch.linalg.vector_norm(gradient.float()) for gradient in gradients]
-    else:
-        norms = list(torch._foreach_norm(gradients))
-    if len({norm.device for norm in norms}) > 1:
-        norms = [norm.to(norms[0].device) for norm in norms]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total

@@ -8,12 +8,23 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # An insertion moves at most this many numbers, a look-up walks over n / _BLOCK blocks: microseconds at 10^6 norms.
 _BLOCK = 4096
+_INFINITY = float("inf")
+
+
+class ThresholdRule(NamedTuple):
+    """What decides about the threshold: `threshold` where given, else the percentile once min_steps norms are known."""
+
+    percentile: float
+    threshold: float | None
+    window: int | None
+    min_steps: int
 
 
 class NormWindow:
@@ -30,12 +41,21 @@ class NormWindow:
     ----------
     history
         All finite norms in the order of training, float64.
+    n_updates
+        How many updates were counted, those without a finite norm included.
+    nonfinite
+        The updates, counted from 0, whose norm was NaN or infinite, int64.
+    without
+        The updates, counted from 0, that had no gradient at all, int64.
     """
 
     def __init__(self, percentile: float = 90.0, window: int | None = None) -> None:
         self.percentile = percentile
         self.window = window
         self.history = array("d")
+        self.n_updates = 0
+        self.nonfinite = array("q")
+        self.without = array("q")
         self._blocks: list[array[float]] = []
         self._last: list[float] = []
 
@@ -44,14 +64,25 @@ class NormWindow:
         return len(self.history) if self.window is None else min(self.window, len(self.history))
 
     def add(self, norm: float) -> None:
-        """Take in one norm; NaN and infinities never enter."""
+        """Take in the norm of one update; NaN and infinities are counted and never enter."""
+        self.n_updates += 1
         # Both comparisons are false for NaN.
-        if not -np.inf < norm < np.inf:
+        if not -_INFINITY < norm < _INFINITY:
+            self.nonfinite.append(self.n_updates - 1)
             return
         self.history.append(norm)
         self._insert(norm)
         if self.window is not None and len(self.history) > self.window:
             self._remove(self.history[-self.window - 1])
+
+    def pass_over(self) -> None:
+        """Count one update that had no gradient."""
+        self.without.append(self.n_updates)
+        self.n_updates += 1
+
+    def updates(self) -> NDArray[np.int64]:
+        """Return which update each norm of the history belongs to, counted from 0, shape (n_norms,)."""
+        return np.delete(np.arange(self.n_updates), [*self.nonfinite, *self.without])
 
     def value(self) -> float:
         """Return the percentile of the window, equal to `numpy.percentile` to the last bit; NaN when empty."""
@@ -74,10 +105,12 @@ class NormWindow:
             single = norms.astype(np.float32)
         return single if np.array_equal(single.astype(np.float64), norms) else norms.copy()
 
-    def load(self, norms: ArrayLike) -> None:
-        """Replace the history, as `packed` returned it."""
+    def load(self, norms: ArrayLike, nonfinite: Sequence[int] = (), without: Sequence[int] = ()) -> None:
+        """Replace the history, as `packed` returned it, and the updates that have no norm in it."""
         values = np.asarray(norms, dtype=np.float64)
         self.history = array("d", values.tobytes())
+        self.nonfinite, self.without = array("q", nonfinite), array("q", without)
+        self.n_updates = len(values) + len(nonfinite) + len(without)
         seen = np.sort(values if self.window is None else values[-self.window :])
         self._blocks = [
             array("d", seen[start : start + _BLOCK // 2].tobytes()) for start in range(0, len(seen), _BLOCK // 2)
@@ -124,36 +157,29 @@ class NormWindow:
         raise IndexError(rank)
 
 
-def norm_quantiles(norms: ArrayLike) -> NDArray[np.float64]:
-    """Return the 0th, 1st, ..., 100th percentile, shape (101,); empty without norms."""
-    values = np.asarray(norms, dtype=np.float64)
-    return np.asarray(np.percentile(values, np.arange(101)), dtype=np.float64) if len(values) else np.empty(0)
+def replay_thresholds(norms: ArrayLike, rule: ThresholdRule, start: int = 0) -> NDArray[np.float64]:
+    """Return the threshold that was in force at each of ``norms[start:]``, NaN where nothing was clipped yet.
 
-
-def norm_histogram(norms: ArrayLike, n_bins: int = 50) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Count the norms in bins of equal width on a logarithmic axis (a linear one where a norm is zero).
-
-    Returns
-    -------
-    tuple of ndarray
-        The edges, shape (n_bins + 1,), and the counts, shape (n_bins,); both empty without norms.
+    Parameters
+    ----------
+    norms
+        The finite norms from the first step on, shape (n_norms,).
+    rule
+        What decided about the threshold from ``start`` on.
+    start
+        From 0 to n_norms.
     """
     values = np.asarray(norms, dtype=np.float64)
-    if not len(values):
-        return np.empty(0), np.empty(0, dtype=np.int64)
-    low, high = float(values.min()), float(values.max())
-    edges: NDArray[np.float64]
-    if 0 < low < high:
-        edges = np.geomspace(low, high, n_bins + 1)
-        # The rounding of the logarithm must not push the extremes out of the outer bins.
-        edges[0], edges[-1] = low, high
-    else:
-        edges = np.histogram_bin_edges(values, bins=n_bins)
-    if not np.all(np.diff(edges) > 0):
-        # All norms within rounding of each other: one bin.
-        edges = np.array([low, np.nextafter(high, np.inf)])
-    counts, _ = np.histogram(values, bins=edges)
-    return edges, counts.astype(np.int64)
+    if rule.threshold is not None:
+        return np.full(len(values) - start, rule.threshold)
+    window = NormWindow(rule.percentile, rule.window)
+    window.load(values[:start])
+    thresholds = np.full(len(values) - start, np.nan)
+    for place, norm in enumerate(values[start:].tolist()):
+        if len(window) >= rule.min_steps:
+            thresholds[place] = window.value()
+        window.add(norm)
+    return thresholds
 
 
 def concatenate(histories: Sequence[array[float]]) -> NDArray[np.float64]:
