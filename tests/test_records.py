@@ -23,6 +23,8 @@ def make_record(n_evaluations: int = 5, **fields: object) -> TrialRecord:
         learning_rate=generator.random(n_evaluations),
         gradient_norm=generator.random(n_evaluations),
         metrics={"loss": generator.random(n_evaluations)},
+        gradient_norm_max=generator.random(n_evaluations),
+        clip_threshold=[math.nan, *generator.random(n_evaluations - 1)],
     )
     return TrialRecord(
         **{"direction": "minimize", "curve": curve, "objective_name": "val_error", "max_steps": 40} | fields
@@ -68,7 +70,10 @@ def test_json_keeps_every_number(rows: list[tuple[float, float]], status: Status
     record = TrialRecord(
         direction="maximize",
         curve=Curve.from_columns(
-            range(len(rows)), [row[0] for row in rows], metrics={reason: [row[1] for row in rows]}
+            range(len(rows)),
+            [row[0] for row in rows],
+            metrics={reason: [row[1] for row in rows]},
+            clip_threshold=[row[1] for row in rows],
         ),
         status=status,
         reason=reason,
@@ -92,6 +97,10 @@ def test_json_stays_below_the_limit_and_keeps_the_best_evaluation(n_evaluations:
             range(n_evaluations),
             generator.random(n_evaluations),
             train=generator.random(n_evaluations),
+            learning_rate=generator.random(n_evaluations),
+            gradient_norm=generator.random(n_evaluations),
+            gradient_norm_max=generator.random(n_evaluations),
+            clip_threshold=generator.random(n_evaluations),
             metrics={f"metric {place}": generator.random(n_evaluations) for place in range(n_metrics)},
         ),
     )
@@ -102,6 +111,45 @@ def test_json_stays_below_the_limit_and_keeps_the_best_evaluation(n_evaluations:
     assert (kept.objective, kept.best_step) == (record.objective, record.best_step)
     assert kept.curve.step[[0, -1]].tolist() == [0, n_evaluations - 1]
     assert kept.final_objective == record.final_objective
+
+
+def test_a_curve_without_the_columns_of_the_clipping_has_nan_there() -> None:
+    unknown = {name: np.empty(0) for name in ("gradient_norm_max", "clip_threshold")}
+    columns = {name: np.ones(3) for name in ("validation", "train", "learning_rate", "gradient_norm")}
+    for curve in (
+        Curve.from_columns([0, 1, 2], [1, 1, 1]),
+        Curve(step=np.arange(3), **columns),
+        Curve(step=np.arange(3), **columns, **unknown),
+    ):
+        assert np.isnan(curve.gradient_norm_max).tolist() == [True] * 3
+        assert np.isnan(curve.clip_threshold).tolist() == [True] * 3
+    message = (
+        "`clip_threshold` has 2 entries, but there are 3 evaluations: every column has one entry an evaluation. Fill "
+        "what is unknown with NaN."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Curve.from_columns([0, 1, 2], [1, 1, 1], clip_threshold=[1, 2])
+
+
+def test_thinning_keeps_the_rows_together() -> None:
+    curve = make_record(40).curve
+    thin = curve.thin(10, [7])
+    rows = np.searchsorted(curve.step, thin.step)
+    assert 7 in rows
+    for name, column in curve.columns().items():
+        np.testing.assert_array_equal(thin.columns()[name], column[rows], err_msg=name)
+
+
+def test_json_of_before_the_columns_of_the_clipping_is_read() -> None:
+    record = make_record()
+    data = json.loads(record.to_json())
+    del data["curve"]["gradient_norm_max"], data["curve"]["clip_threshold"]
+    before = TrialRecord.from_json(json.dumps(data))
+    assert np.isnan(before.curve.gradient_norm_max).all()
+    assert np.isnan(before.curve.clip_threshold).all()
+    np.testing.assert_array_equal(before.curve.gradient_norm, record.curve.gradient_norm)
+    # What is unknown is not written, so that such a text is what a package of before wrote.
+    assert json.loads(before.to_json()) == data
 
 
 def test_the_clip_threshold_is_a_percentile_of_the_norms() -> None:

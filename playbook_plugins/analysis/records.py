@@ -20,7 +20,10 @@ Direction: TypeAlias = Literal["minimize", "maximize"]
 # Some databases end a text column at 64 KB (MySQL's TEXT); a record always fits, with room for its key.
 MAX_JSON_BYTES = 60_000
 MAX_CURVE_POINTS = 500
+# Columns that were added later are left out of the JSON form where they are unknown, and may be absent from a text: it
+# stays version 1, which older and newer packages read.
 _VERSION = 1
+_ADDED = ("gradient_norm_max", "clip_threshold")
 
 
 class Status(StrEnum):
@@ -58,6 +61,12 @@ class Curve:
         NaN where unknown.
     metrics
         Other metrics by name, float64 of shape (n_evaluations,) each.
+    gradient_norm_max
+        float64 of shape (n_evaluations,): the largest finite norm of the unclipped gradients since the evaluation
+        before; NaN where unknown. Empty, as when left out, becomes NaN everywhere.
+    clip_threshold
+        float64 of shape (n_evaluations,): the norm above which gradients were clipped at the evaluation; NaN where
+        nothing was. Empty, as when left out, becomes NaN everywhere.
     """
 
     step: NDArray[np.int64]
@@ -66,9 +75,14 @@ class Curve:
     learning_rate: NDArray[np.float64]
     gradient_norm: NDArray[np.float64]
     metrics: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    gradient_norm_max: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    clip_threshold: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         """Check that the steps increase and the columns fit."""
+        for name in _ADDED:
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.full(len(self.step), np.nan))
         if len(self.step) and (self.step[0] < 0 or np.any(np.diff(self.step) <= 0)):
             raise ValueError(
                 f"`step` is {self.step.tolist()}: the steps of a curve must be non-negative and strictly increasing. "
@@ -90,6 +104,8 @@ class Curve:
         learning_rate: ArrayLike | None = None,
         gradient_norm: ArrayLike | None = None,
         metrics: Mapping[str, ArrayLike] | None = None,
+        gradient_norm_max: ArrayLike | None = None,
+        clip_threshold: ArrayLike | None = None,
     ) -> Curve:
         """Build a curve from plain columns of shape (n_evaluations,); what is left out is NaN."""
         steps = np.asarray(step, dtype=np.int64)
@@ -104,6 +120,8 @@ class Curve:
             learning_rate=column(learning_rate),
             gradient_norm=column(gradient_norm),
             metrics={name: column(values) for name, values in (metrics or {}).items()},
+            gradient_norm_max=column(gradient_norm_max),
+            clip_threshold=column(clip_threshold),
         )
 
     def __len__(self) -> int:
@@ -117,6 +135,8 @@ class Curve:
             "train": self.train,
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
+            "gradient_norm_max": self.gradient_norm_max,
+            "clip_threshold": self.clip_threshold,
             **{f"metrics.{name}": column for name, column in self.metrics.items()},
         }
 
@@ -136,6 +156,8 @@ class Curve:
             learning_rate=self.learning_rate[rows],
             gradient_norm=self.gradient_norm[rows],
             metrics={name: column[rows] for name, column in self.metrics.items()},
+            gradient_norm_max=self.gradient_norm_max[rows],
+            clip_threshold=self.clip_threshold[rows],
         )
 
 
@@ -299,12 +321,44 @@ class TrialRecord:
                 learning_rate=_numbers(curve["learning_rate"]),
                 gradient_norm=_numbers(curve["gradient_norm"]),
                 metrics={name: _numbers(column) for name, column in curve["metrics"].items()},
+                **{name: _numbers(curve[name]) for name in _ADDED if name in curve},
             ),
             gradient_norm_quantiles=_numbers(data["gradient_norm_quantiles"]),
             gradient_norm_histogram=(_numbers(edges), np.asarray(counts, dtype=np.int64)),
             **{name: _number(data[name]) for name in _SCALARS},
             checkpoints=tuple(data["checkpoints"]),
         )
+
+
+def summary_keys(record: TrialRecord) -> dict[str, float | int | str]:
+    """Return a record as the flat keys that every run logs, whichever tracker it logs to.
+
+    Parameters
+    ----------
+    record
+        Of any status.
+
+    Returns
+    -------
+    dict
+        ``playbook_objective`` (the best over training; the worst possible value, an infinity, where infeasible; NaN
+        without an evaluation), ``playbook_status``, ``playbook_reason`` ("" where complete), ``playbook_best_step``
+        and ``playbook_max_steps`` (-1 where unknown) are always there, because a chart over many runs loses each run
+        that lacks one of its keys. ``playbook_final_objective``, ``playbook_clipped_share``,
+        ``playbook_examples_per_second``, ``playbook_data_wait_share``, ``playbook_seconds`` and the percentiles
+        ``playbook_gradient_norm_p50``, ``_p90`` and ``_p99`` are left out where unknown.
+    """
+    known = {name: getattr(record, name) for name in ("final_objective", *_SCALARS)}
+    if len(record.gradient_norm_quantiles):
+        known |= {f"gradient_norm_p{percentile}": record.clip_threshold(percentile) for percentile in (50, 90, 99)}
+    return {
+        "playbook_objective": record.objective,
+        "playbook_status": str(record.status),
+        "playbook_reason": record.reason,
+        "playbook_best_step": record.best_step,
+        "playbook_max_steps": int(record.max_steps),
+        **{f"playbook_{name}": float(value) for name, value in known.items() if not math.isnan(value)},
+    }
 
 
 _SCALARS = ("clipped_share", "examples_per_second", "data_wait_share", "seconds")
@@ -329,12 +383,17 @@ def _encode(record: TrialRecord) -> dict[str, Any]:
             "learning_rate": _plain(curve.learning_rate),
             "gradient_norm": _plain(curve.gradient_norm),
             "metrics": {name: _plain(column) for name, column in curve.metrics.items()},
+            **{name: _plain(column) for name, column in curve.columns().items() if _is_added(name, column)},
         },
         "gradient_norm_quantiles": _plain(record.gradient_norm_quantiles),
         "gradient_norm_histogram": [_plain(edges), [int(count) for count in counts]],
         **{name: _plain([getattr(record, name)])[0] for name in _SCALARS},
         "checkpoints": list(record.checkpoints[:20]),
     }
+
+
+def _is_added(name: str, column: NDArray[np.float64]) -> bool:
+    return name in _ADDED and not np.isnan(column).all()
 
 
 def _plain(values: ArrayLike) -> list[float | str | None]:

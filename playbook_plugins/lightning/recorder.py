@@ -15,19 +15,23 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
+from playbook_plugins.analysis.infeasible import InfeasibleError
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 from playbook_plugins.lightning._base import CallbackBase
-from playbook_plugins.lightning._support import SPAWNED, is_fitting, refuse
+from playbook_plugins.lightning._support import DEEPSPEED, SPAWNED, is_fitting, refuse
 from playbook_plugins.lightning.clipping import PercentileGradientClipping
-from playbook_plugins.lightning.training_time import TrainingTime, count_examples
+from playbook_plugins.lightning.divergence import LossWatch
+from playbook_plugins.lightning.summary import classify as classify
+from playbook_plugins.lightning.summary import log_summary
+from playbook_plugins.lightning.training_time import TrainingTime, count_examples, time_fetches
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
     from torch.optim import Optimizer
 
 # The columns of a row: those of a curve, and the other metrics behind a prefix that keeps them apart.
-_COLUMNS = ("step", "validation", "train", "learning_rate", "gradient_norm")
+_NORMS = ("gradient_norm", "gradient_norm_max")
+_COLUMNS = ("step", "validation", "train", "learning_rate", *_NORMS, "clip_threshold")
 _METRICS = "metrics."
 
 
@@ -49,6 +53,11 @@ class TrialRecorder(CallbackBase):
         Which entry of what `training_step` returns is the training objective of the curve: ``"loss"``, or the key of
         the monitored quantity on the training batch, for instance ``"error"`` of ``{"loss": ..., "error": ...}``, so
         that both curves have one unit.
+    divergence_factor
+        Above 1: also stop, and mark infeasible, where the training loss is uncharacteristically high, at least 180 of
+        its last 200 values above about this multiple of its start. `LossWatch` states the rule, which also serves
+        losses that start near zero or below, and its false alarms. None, the default, leaves it off; 2 is a cautious
+        value. Each optimizer's losses are judged for themselves. Not meant for losses that healthy training raises.
     clock
         Returns the time in seconds; for tests.
 
@@ -56,22 +65,30 @@ class TrialRecorder(CallbackBase):
     -----
     - Each evaluation adds a row to the curve: the optimizer step; the monitored value; the mean of the training
       objectives since the evaluation before, over all batches and ranks; the rate of the first
-      parameter group in the last step; the median gradient norm since the evaluation before (with
-      `PercentileGradientClipping`); and every other scalar logged during validation. Two evaluations at one step leave
-      the later one.
+      parameter group in the last step; with `PercentileGradientClipping`, the median and the largest gradient norm
+      since the evaluation before and the first optimizer's threshold; and every other scalar logged during
+      validation. Two evaluations at one step leave the later one.
     - Status: COMPLETE after a normal end, early stopping included; INFEASIBLE after `InfeasibleError` or out of
       memory; PRUNED after Optuna's ``TrialPruned``; FAILED after any other exception or an interrupt; RUNNING before.
     - Training time runs from asking for a batch to the end of its step, so that validation, checkpoints and logging
       are left out. Its share spent in the loader's ``next`` is the wait for data. The first batch of each fit, which
       pays for start-up, counts for neither. Examples are counted by the first dimension of the first tensor in the
       batch, or its ``num_graphs``, times the number of ranks.
-    - The finiteness of the loss is read on the host once a step, before the update: beside
-      `PercentileGradientClipping`, which waits there for the gradient norm anyhow, it adds no wait.
+    - The loss is read on the host once a step, before the update: beside `PercentileGradientClipping`, which waits
+      there for the gradient norm anyhow, it adds no wait.
+    - When a fit ends, by an exception too, the flat keys of `summary_keys` (``playbook_objective``,
+      ``playbook_status``, ...) are logged to every logger of the trainer, before it is closed. A run that ended
+      normally without an evaluation has the status "failed" there.
 
-    Support: any precision, gradient accumulation, manual optimization with several optimizers (the training loss is
-    NaN where `training_step` returns none), ddp (one small reduction a step, so that all ranks stop together),
-    compiled modules. FSDP and DeepSpeed by construction, not yet tested. ddp_spawn and its kin are refused: the record
-    would stay behind in the worker.
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed
+      accumulation         yes: the loss of a step is the mean over its batches
+      manual optimization  yes: two optimizers, a divergence rule each; train is NaN where training_step returns none
+      ddp                  yes: one small reduction a step, so that all ranks stop together
+      ddp_spawn            refused: the record would stay behind in the worker process
+      FSDP                 yes: FSDP1 and FSDP2, resumed too
+      DeepSpeed            refused: whether all ranks stop before the update is not tested there
+      compile              yes: a compiled network inside the module
     """
 
     def __init__(
@@ -79,6 +96,7 @@ class TrialRecorder(CallbackBase):
         monitor: str,
         mode: Literal["min", "max"],
         train: str = "loss",
+        divergence_factor: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if mode not in ("min", "max"):
@@ -88,11 +106,14 @@ class TrialRecorder(CallbackBase):
         self.monitor = monitor
         self.mode = mode
         self.train = train
+        self.divergence_factor = divergence_factor
+        # Refuses a factor out of range.
+        LossWatch(divergence_factor)
         self.clock = clock
         self._restored = False
         self._clipping: PercentileGradientClipping | None = None
         self._keepers: list[Any] = []
-        self._fetching: tuple[Any, Any, Any] | None = None
+        self._untime: Callable[[], None] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -106,6 +127,8 @@ class TrialRecorder(CallbackBase):
         self._n_trained = 0
         self._n_norms: list[int] = []
         self._loss: Tensor | None = None
+        # One an optimizer, by its place.
+        self._watches: list[LossWatch] = []
         self._rate: float | Tensor = math.nan
         self._time = TrainingTime(self.clock)
 
@@ -118,6 +141,9 @@ class TrialRecorder(CallbackBase):
         ValueError
             When a run has ended normally without a single evaluation.
         """
+        return self._make_record(self._status, self._reason)
+
+    def _make_record(self, status: Status, reason: str) -> TrialRecord:
         columns = self._columns()
         clipping = self._clipping
         more: dict[str, Any] = {}
@@ -130,8 +156,8 @@ class TrialRecorder(CallbackBase):
         return TrialRecord(
             direction="minimize" if self.mode == "min" else "maximize",
             objective_name=self.monitor,
-            status=self._status,
-            reason=self._reason,
+            status=status,
+            reason=reason,
             max_steps=self._max_steps,
             curve=Curve.from_columns(
                 **{name: columns.pop(name) for name in _COLUMNS},
@@ -148,6 +174,8 @@ class TrialRecorder(CallbackBase):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse(trainer, self, SPAWNED, "the record would stay behind in the worker process", "Use strategy='ddp'.")
+            why = "whether all ranks stop before the update that would destroy the weights is not tested there"
+            refuse(trainer, self, DEEPSPEED, why, "Use ddp, or ModelParallelStrategy.")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,21 +192,7 @@ class TrialRecorder(CallbackBase):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         planned = trainer.estimated_stepping_batches
         self._max_steps = -1 if math.isinf(planned) else int(planned)
-        # The training loop hands these two to the loader's iterator at the start of every epoch.
-        loop: Any = trainer.fit_loop.epoch_loop
-        self._fetching = (loop, loop._on_before_fetch, loop._on_after_fetch)
-        loop._on_before_fetch = self._before_fetch
-        loop._on_after_fetch = self._after_fetch
-
-    def _before_fetch(self) -> None:
-        self._time.begin_wait()
-        if self._fetching is not None:
-            self._fetching[1]()
-
-    def _after_fetch(self) -> None:
-        if self._fetching is not None:
-            self._fetching[2]()
-        self._time.end_wait()
+        self._untime = time_fetches(trainer.fit_loop.epoch_loop, self._time)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -194,10 +208,16 @@ class TrialRecorder(CallbackBase):
         if optimizer is trainer.optimizers[0]:
             rate = optimizer.param_groups[0]["lr"]
             self._rate = rate.detach().clone() if isinstance(rate, Tensor) else rate
-        loss = math.nan if self._loss is None else float(self._loss)
-        is_finite = self._loss is None or math.isfinite(loss)
-        self._loss = None
-        self._stop_unless(trainer, is_finite, "training loss", loss)
+        fault = None
+        if self._loss is not None:
+            loss, scaler = float(self._loss), getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None:
+                # Lightning hands over the scaled loss. A scale of 0 is what is left of it after many skipped updates.
+                loss /= scaler.get_scale() or 1.0
+            fault = self._watch(trainer, optimizer).observe(loss)
+            self._loss = None
+        high = "" if self.divergence_factor is None else ", or uncharacteristically high,"
+        self._stop_if(trainer, fault, f"training loss is not finite{high}")
 
     @override
     def on_train_batch_end(
@@ -234,23 +254,28 @@ class TrialRecorder(CallbackBase):
             "validation": value if math.isfinite(value) else math.nan,
             "train": self._take_loss(trainer),
             "learning_rate": float(self._rate),
-            "gradient_norm": self._take_norm(),
+            **dict(zip(_NORMS, self._take_norms(), strict=True)),
+            "clip_threshold": self._current_threshold(),
         }
         if self._rows and self._rows[-1]["step"] >= step:
             last = self._rows.pop()
             # Nothing was trained in between: what is known of training is in the row before.
-            for name in ("train", "gradient_norm"):
+            for name in ("train", *_NORMS):
                 row[name] = last[name] if math.isnan(row[name]) else row[name]
         self._rows.append(row)
-        self._stop_unless(trainer, math.isfinite(value), self.monitor, value)
+        fault = None if math.isfinite(value) else f"{self.monitor} is {value}"
+        self._stop_if(trainer, fault, f"{self.monitor} is not finite")
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end(Status.COMPLETE, "")
+        self._end(trainer, Status.COMPLETE, "")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end(*classify(exception))
+        if str(getattr(trainer.state.fn, "value", "")) != "fit":
+            # A test of the trained model that fails is not the run's end.
+            return
+        self._end(trainer, *classify(exception))
         if isinstance(exception, InfeasibleError):
             # Whoever catches it, such as Round.objective, keeps the history of the run.
             exception.record = self.record
@@ -263,6 +288,7 @@ class TrialRecorder(CallbackBase):
             "n_trained": self._n_trained,
             "n_norms": list(self._n_norms),
             "rate": float(self._rate),
+            "watches": [watch.state_dict() for watch in self._watches],
             "time": self._time.state_dict(),
         }
 
@@ -276,20 +302,28 @@ class TrialRecorder(CallbackBase):
         self._n_norms = list(state_dict["n_norms"])
         self._rate = state_dict["rate"]
         self._time.load_state_dict(state_dict["time"])
+        for state in state_dict["watches"]:
+            self._watches.append(LossWatch(self.divergence_factor))
+            self._watches[-1].load_state_dict(state)
         self._restored = True
 
     def _columns(self) -> dict[str, list[float]]:
         names = sorted({name for row in self._rows for name in row}.difference(_COLUMNS))
         return {name: [row.get(name, math.nan) for row in self._rows] for name in (*_COLUMNS, *names)}
 
-    def _stop_unless(self, trainer: Trainer, is_finite: bool, name: str, value: float) -> None:
-        """Raise on all ranks when the value of any is not finite."""
-        is_stopped = not is_finite
+    def _watch(self, trainer: Trainer, optimizer: Optimizer) -> LossWatch:
+        while len(self._watches) < len(trainer.optimizers):
+            self._watches.append(LossWatch(self.divergence_factor))
+        places = (place for place, known in enumerate(trainer.optimizers) if known is optimizer)
+        return self._watches[next(places, 0)]
+
+    def _stop_if(self, trainer: Trainer, fault: str | None, elsewhere: str) -> None:
+        """Raise on all ranks when any has a fault; what the others say of it stands in ``elsewhere``."""
+        is_stopped = fault is not None
         if trainer.world_size > 1:
             is_stopped = trainer.strategy.reduce_boolean_decision(is_stopped, all=False)
         if is_stopped:
-            what = f"{name} is {value}" if not is_finite else f"{name} is not finite on another rank"
-            raise InfeasibleError(f"diverged: {what} at step {trainer.global_step}")
+            raise InfeasibleError(f"diverged: {fault or f'{elsewhere} on another rank'} at step {trainer.global_step}")
 
     def _take_loss(self, trainer: Trainer) -> float:
         total, count = float(self._train_sum), self._n_trained
@@ -299,39 +333,35 @@ class TrialRecorder(CallbackBase):
             total, count = torch.as_tensor(trainer.strategy.reduce(pair, reduce_op="sum")).tolist()
         return total / count if count else math.nan
 
-    def _take_norm(self) -> float:
-        """Return the median of the norms since the call before, NaN without any."""
+    def _take_norms(self) -> tuple[float, float]:
+        """Return the median and the largest of the norms since the call before, NaN without any."""
         if self._clipping is None:
-            return math.nan
+            return math.nan, math.nan
         histories = [window.history for window in self._clipping.windows]
         known = self._n_norms + [0] * (len(histories) - len(self._n_norms))
         new = [norm for history, start in zip(histories, known, strict=False) for norm in history[start:]]
         self._n_norms = [len(history) for history in histories]
-        return float(np.median(new)) if new else math.nan
+        return (float(np.median(new)), max(new)) if new else (math.nan, math.nan)
 
-    def _end(self, status: Status, reason: str) -> None:
+    def _current_threshold(self) -> float:
+        """Return the norm above which the first optimizer's gradients are clipped, NaN where none are."""
+        if self._clipping is None or not self._clipping.windows:
+            return math.nan
+        threshold = self._clipping.current_threshold(0)
+        return math.nan if threshold is None else threshold
+
+    def _end(self, trainer: Trainer, status: Status, reason: str) -> None:
         self._status, self._reason, self._loss = status, reason, None
         self._time.end_fit()
-        if self._fetching is not None:
-            loop = self._fetching[0]
-            del loop._on_before_fetch, loop._on_after_fetch
-            self._fetching = None
-
-
-def classify(exception: BaseException) -> tuple[Status, str]:
-    """Return how a run that ended by this exception is to be counted, and why.
-
-    `InfeasibleError` and out of memory (CUDA, MPS, XPU, the CPU allocator, Python) mean that the point itself cannot
-    be trained; Optuna's ``TrialPruned`` that it was not worth finishing; anything else is a failure.
-    """
-    text = str(exception)
-    if isinstance(exception, InfeasibleError):
-        return Status.INFEASIBLE, exception.reason
-    if is_out_of_memory(exception):
-        return Status.INFEASIBLE, f"out of memory: {text.partition(chr(10))[0][:300]}" if text else "out of memory"
-    if any(cls.__name__ == "TrialPruned" for cls in type(exception).__mro__):
-        return Status.PRUNED, text or "pruned"
-    return Status.FAILED, repr(exception)[:500]
+        if self._untime is not None:
+            self._untime()
+            self._untime = None
+        try:
+            record = self.record
+        except ValueError as error:
+            # Without an evaluation, this run has no record; its keys say so.
+            record = self._make_record(Status.FAILED, str(error))
+        log_summary(trainer, record)
 
 
 def _widen(loss: Tensor) -> Tensor | float:

@@ -1,4 +1,4 @@
-"""How fast does training go, and how much of it waits for data? Sums over a run, free of any hook.
+"""How fast does training go, and how much of it waits for data? Sums over a run.
 
 Playbook: "Determining the feasible batch sizes and estimating training throughput", "Optimizing the input pipeline".
 """
@@ -105,6 +105,40 @@ class TrainingTime:
         self._seconds_before = state["seconds"]
         for name in _SUMS:
             setattr(self, name, state[name])
+
+
+def time_fetches(loop: Any, timing: TrainingTime) -> Callable[[], None]:
+    """Have a training loop of Lightning tell when it asks for a batch and when the batch is there.
+
+    Lightning has no hook for it, but hands these two methods to the loader's iterator at the start of every epoch.
+
+    Parameters
+    ----------
+    loop
+        The trainer's ``fit_loop.epoch_loop``, before an epoch starts.
+    timing
+        What is told.
+
+    Returns
+    -------
+    callable
+        Takes it back.
+    """
+    before, after = loop._on_before_fetch, loop._on_after_fetch
+
+    def before_fetch() -> None:
+        timing.begin_wait()
+        before()
+
+    def after_fetch() -> None:
+        after()
+        timing.end_wait()
+
+    def undo() -> None:
+        del loop._on_before_fetch, loop._on_after_fetch
+
+    loop._on_before_fetch, loop._on_after_fetch = before_fetch, after_fetch
+    return undo
 
 
 def count_examples(batch: Any) -> int:
