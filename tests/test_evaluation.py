@@ -227,6 +227,29 @@ def test_a_second_fit_and_a_new_run(package: Any) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_a_file_that_was_only_tested_is_no_run_to_go_on_with(package: Any, tmp_path: Any) -> None:
+    evaluation = PeriodicEvaluation(2)
+
+    def start() -> Any:
+        model = make_model(package)
+        type(model).test_step = type(model).validation_step
+        trainer = make_trainer(package, [evaluation], max_steps=3)
+        trainer.fit(model, make_loader(5), make_loader(2))
+        return model, trainer
+
+    model, trainer = start()
+    trainer.save_checkpoint(tmp_path / "3.ckpt")
+    trainer.test(model, make_loader(2), ckpt_path=tmp_path / "3.ckpt", verbose=False, **SAFE_LOADING)
+    again, _ = start()
+    assert again.evaluated == [0, 2, 3]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_dry_run_is_evaluated_before_and_after_its_step(package: Any) -> None:
+    assert fit(package, 5, fast_dev_run=True).evaluated == [0, 1]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
 def test_a_progress_bar_bears_it(package: Any, bar: str, capsys: Any) -> None:
     model = fit(package, 2, 5, (getattr(package.callbacks, bar)(),), max_steps=3, enable_progress_bar=True)

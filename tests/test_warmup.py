@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import re
+import tempfile
 from typing import Any
 
+import lightning.pytorch
 import pytest
+import pytorch_lightning
+import support_runs
 import torch
+from hypothesis import example, given, settings, strategies
 from lightning_toys import PACKAGES, QUIET, SAFE_LOADING, make_gan, make_loader, make_model, make_trainer
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
@@ -190,6 +196,100 @@ def test_epochs_are_converted_to_steps(package: Any, limit: str) -> None:
     assert warmed.rates[3:] == plain.rates
 
 
+class SaveOnce:
+    """Write a checkpoint at one step; mixed into the callbacks of both packages."""
+
+    def __init__(self, step: int, path: str) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def rates_of(model: Any) -> list[Any]:
+    """Return the rates of every step, a list an optimizer."""
+    return list(model.rates) if isinstance(model.rates, tuple) else [model.rates]
+
+
+# Resumed inside the warmup of two optimizers, and inside the last steps of a schedule that knows its length.
+@example(
+    n_warmup=3,
+    limit=("max_steps", 8),
+    accumulation=1,
+    n_batches=3,
+    schedule="two optimizers",
+    resumed_at=0.1,
+    package=pytorch_lightning,
+)
+@example(
+    n_warmup=3,
+    limit=("max_epochs", 4),
+    accumulation=2,
+    n_batches=5,
+    schedule="estimated",
+    resumed_at=0.95,
+    package=lightning.pytorch,
+)
+@given(
+    n_warmup=strategies.integers(0, 4),
+    limit=strategies.one_of(
+        strategies.tuples(strategies.just("max_steps"), strategies.integers(4, 16)),
+        strategies.tuples(strategies.just("max_epochs"), strategies.integers(1, 4)),
+    ),
+    accumulation=strategies.integers(1, 3),
+    n_batches=strategies.integers(1, 6),
+    schedule=strategies.one_of(strategies.just("two optimizers"), strategies.sampled_from(sorted(SCHEDULES))),
+    resumed_at=strategies.floats(0, 1, exclude_max=True),
+    package=strategies.sampled_from([pytorch_lightning, lightning.pytorch]),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_any_warmed_and_resumed_run_is_the_plain_one_shifted(
+    n_warmup: int,
+    limit: tuple[str, int],
+    accumulation: int,
+    n_batches: int,
+    schedule: str,
+    resumed_at: float,
+    package: Any,
+) -> None:
+    n_optimizers = 2 if schedule == "two optimizers" else 1
+    options = {"max_steps": -1} | dict([limit])
+    if limit[0] == "max_steps":
+        options["max_steps"] *= n_optimizers
+    if n_optimizers == 1:
+        options["accumulate_grad_batches"] = accumulation
+
+    def start(*callbacks: Any, **how: Any) -> tuple[Any, Any]:
+        model = make_gan(package) if n_optimizers == 2 else make_model(package, configure=SCHEDULES[schedule])
+        trainer = make_trainer(package, list(callbacks), **options)
+        trainer.fit(model, make_loader(n_batches), **how)
+        return rates_of(model), trainer
+
+    plain, trainer = start()
+    planned = trainer.global_step
+    n_warmup = min(n_warmup, planned // n_optimizers)
+    total = planned + n_optimizers * n_warmup
+    # Both optimizers step in every batch.
+    at = n_optimizers * max(1, int(resumed_at * (total // n_optimizers)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/middle.ckpt"
+        save = type("Save", (SaveOnce, package.Callback), {})(at, path)
+        warmed, trainer = start(LearningRateWarmup(n_warmup, max_share=1.0), save)
+        assert trainer.global_step == total
+        resumed, again = start(LearningRateWarmup(n_warmup, max_share=1.0), ckpt_path=path, **SAFE_LOADING)
+    for mine, others, rest in zip(warmed, plain, resumed, strict=True):
+        base = others[0]
+        for step in range(n_warmup):
+            groups = zip(mine[step], base, strict=True) if n_optimizers == 1 else [(mine[step], base)]
+            assert all(rate == of * step / n_warmup for rate, of in groups)
+        assert mine[n_warmup:] == others
+        assert rest == mine[at // n_optimizers :]
+    assert again.global_step == total
+    if n_warmup:
+        assert trainer.max_steps == again.max_steps == total
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(make_loader(8).dataset)
@@ -260,6 +360,67 @@ def test_a_second_fit_neither_warms_nor_grows_unless_raised(package: Any) -> Non
     trainer = make_trainer(package, [warmup], max_steps=M)
     trainer.fit(again, loader)
     assert (len(again.rates), again.rates[0], again.rates[W]) == (M + W, [0, 0], [0.07, 0.011])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_second_fit_of_more_epochs_is_converted_as_the_first(package: Any) -> None:
+    model, trainer = fit(package, LearningRateWarmup(W), SCHEDULES["cosine"], max_epochs=5, max_steps=-1)
+    assert (trainer.max_steps, trainer.max_epochs) == (5 * 8 + W, 6)
+    trainer.fit(model, make_loader(8), make_loader(2))
+    assert (trainer.max_steps, trainer.max_epochs) == (5 * 8 + W, 6)
+    trainer.fit_loop.max_epochs = 10
+    trainer.fit(model, make_loader(8), make_loader(2))
+    assert (trainer.max_steps, trainer.max_epochs) == (10 * 8 + W, 11)
+    assert len(model.rates) == trainer.global_step == 10 * 8 + W
+    assert [rates[0] for rates in model.rates[44 : 44 + W + 1]] == [0.07 * step / W for step in range(W + 1)]
+    # Where both limits are given, raising one leaves the other as it was asked for.
+    model, trainer = fit(package, LearningRateWarmup(W), two_groups, max_epochs=7)
+    assert (trainer.max_steps, trainer.max_epochs) == (M + W, 8)
+    trainer.fit_loop.epoch_loop.max_steps = 200
+    trainer.fit(model, make_loader(8), make_loader(2))
+    assert (trainer.max_steps, trainer.max_epochs) == (7 * 8 + W, 8)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_trainer_of_the_length_that_another_grew_to_is_a_new_run(package: Any) -> None:
+    _, first = fit(package, warmup := LearningRateWarmup(W), two_groups)
+    model, second = fit(package, warmup, two_groups, max_steps=M + W)
+    assert (len(model.rates), first.max_steps, second.max_steps) == (M + 2 * W, M + W, M + 2 * W)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_pickled_trainer_has_grown_already(package: Any) -> None:
+    _, trainer = support_runs.fit(package, [LearningRateWarmup(W, max_share=1.0)])
+    again = pickle.loads(pickle.dumps(trainer))
+    again.fit(model := support_runs.make_regression(package), *support_runs.make_loaders())
+    assert again.global_step == again.max_steps == trainer.max_steps == support_runs.N_STEPS + W
+    assert model.trainer is again
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_file_that_was_only_tested_is_no_run_to_go_on_with(package: Any, tmp_path: Any) -> None:
+    def test(model: Any, trainer: Any) -> None:
+        type(model).test_step = type(model).validation_step
+        trainer.test(model, make_loader(2), ckpt_path=tmp_path / "end.ckpt", verbose=False, **SAFE_LOADING)
+
+    model, trainer = fit(package, warmup := LearningRateWarmup(W), two_groups)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    test(model, trainer)
+    again, trainer = fit(package, warmup, two_groups)
+    assert (again.rates[0], again.rates[W], trainer.max_steps) == ([0, 0], [0.07, 0.011], M + W)
+    # Nor does testing reach into the run that trained.
+    test(again, trainer)
+    trainer.fit(again, make_loader(8), make_loader(2))
+    assert (len(again.rates), trainer.max_steps) == (M + W, M + W)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_dry_run_keeps_its_length(package: Any) -> None:
+    model = make_model(package, configure=SCHEDULES["cosine"])
+    trainer = make_trainer(package, [LearningRateWarmup(W)], fast_dev_run=3)
+    trainer.fit(model, make_loader(8), make_loader(2))
+    assert trainer.max_steps == trainer.global_step == 3
+    assert [rates[0] for rates in model.rates] == [0.07 * step / W for step in range(3)]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -73,9 +73,15 @@ class BatchNormSync(CallbackBase):
 
     A further fit begins with the pooled statistics. With one process there is nothing to pool.
 
-    Precision: any, pooled in float64. Accumulation and manual optimization with several optimizers: no difference.
-    DDP, ddp_spawn, torch.compile: supported, and with synchronized batch normalization nothing changes. FSDP,
-    DeepSpeed and other strategies with several processes are refused.
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed; pooled in float64
+      accumulation         yes: no difference
+      manual optimization  yes: two optimizers, no difference
+      ddp                  yes: one collective an evaluation; other strategies with several processes are refused
+      ddp_spawn            yes: as ddp
+      FSDP                 refused: FSDP1 and FSDP2; use the strategy's own synchronized batch normalization
+      DeepSpeed            refused: use the strategy's own synchronized batch normalization
+      compile              yes: values are copied instead of storages exchanged
 
     Raises
     ------
@@ -284,6 +290,10 @@ class BatchNormSync(CallbackBase):
     def state_dict(self) -> dict[str, Any]:
         """Return all ranks' statistics, float64, (n_ranks, n_versions, n_values); nothing if training went on since."""
         return {} if self._gathered is None else {"statistics": self._gathered.cpu()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the trainer: it belongs to the fit under way, not to a copy of this callback."""
+        return self.__dict__ | {"_trainer": None}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -56,9 +56,17 @@ class BestCheckpoints(ModelCheckpointBase):
       under ``earlier_runs``. A resumed run keeps its list, in the same folder or a moved one.
     - With `WeightEMA` before it, the files hold the average and the raw weights (see there).
 
-    Precision, accumulation, manual optimization, torch.compile: no difference, steps are Lightning's ``global_step``.
-    DDP and ddp_spawn: rank 0 decides and writes (under ddp_spawn the main process reads the list from the folder).
-    FSDP, DeepSpeed and other sharded strategies, remote folders and other checkpoint plugins are refused.
+    Remote folders and other checkpoint plugins are refused.
+
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed
+      accumulation         yes: steps are Lightning's global_step
+      manual optimization  yes: two optimizers, whose steps Lightning counts together
+      ddp                  yes: rank 0 decides and writes
+      ddp_spawn            yes: rank 0 decides and writes; the main process reads the list from the folder
+      FSDP                 refused: FSDP1 and FSDP2; use Lightning's ModelCheckpoint
+      DeepSpeed            refused: use Lightning's ModelCheckpoint
+      compile              yes: the files load into the model without compilation
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ import torch
 from typing_extensions import override
 
 from playbook_plugins.lightning._base import CallbackBase
-from playbook_plugins.lightning._support import is_fitting, warn
+from playbook_plugins.lightning._support import DEEPSPEED, is_fitting, refuse, warn
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -51,8 +51,15 @@ class PeriodicEvaluation(CallbackBase):
     only afterwards (early stopping) is evaluated in ``on_train_end``. A run resumed from a checkpoint that was written
     before a due evaluation evaluates first.
 
-    Support: any precision, gradient accumulation, manual optimization, ddp, ddp_spawn, compiled modules; FSDP and
-    DeepSpeed by construction (it only decides when Lightning validates), not yet tested.
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed; a step that the scaler skips counts, as in max_steps
+      accumulation         yes: optimizer steps are counted, not batches
+      manual optimization  yes: two optimizers, by the end of the batch that reaches a multiple
+      ddp                  yes: all ranks evaluate at the same steps
+      ddp_spawn            yes: all ranks evaluate at the same steps
+      FSDP                 yes: FSDP1 and FSDP2, resumed too
+      DeepSpeed            refused: it counts optimizer steps itself
+      compile              yes: compiled modules are evaluated
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -62,6 +69,7 @@ class PeriodicEvaluation(CallbackBase):
                 "hundredth of max_steps."
             )
         self.every_n_steps = every_n_steps
+        self._stage: str | None = None
         self._last_step = -1
         self._restored = False
         self._rng: dict[str, Any] | None = None
@@ -69,8 +77,17 @@ class PeriodicEvaluation(CallbackBase):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = stage
+        self._restored = False
         if stage != "fit":
             return
+        refuse(
+            trainer,
+            self,
+            DEEPSPEED,
+            "it counts optimizer steps itself",
+            "Use val_check_interval of the Trainer, or ddp instead.",
+        )
         if not trainer.enable_validation:
             raise ValueError(
                 "`validation_step` or the validation data is missing, or `limit_val_batches` is 0: PeriodicEvaluation "
@@ -147,6 +164,8 @@ class PeriodicEvaluation(CallbackBase):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._stage not in (None, "fit"):
+            return  # A file that is only tested is no run to go on with.
         self._last_step = state_dict["last_step"]
         self._restored = True
 

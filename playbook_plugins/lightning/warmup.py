@@ -7,6 +7,7 @@ ramps up the learning rate from 0 to some stable base_learning_rate over warmup_
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # No batch or epoch index is a multiple of it: a scheduler with this frequency stands still.
 _NEVER = 2**62
 _ADVISED_SHARE = 0.05
+# The attribute of a trainer under which its limits are kept.
+_KEPT = "_playbook_warmup_limits"
 
 
 class LearningRateWarmup(CallbackBase):
@@ -55,9 +58,18 @@ class LearningRateWarmup(CallbackBase):
     - Warmup happens once in a run: a resumed run goes on where it was, and a second `fit` of the same trainer neither
       warms up nor grows again unless ``max_steps`` (or ``max_epochs``) was raised in between.
 
-    Support: any precision, gradient accumulation (optimizer steps are counted), manual optimization with several
-    optimizers, ddp, ddp_spawn, compiled modules. FSDP sees only changed rates; not yet tested. DeepSpeed (it counts
-    steps itself) and L-BFGS (several evaluations a step) are refused.
+    Warmup takes no part in a dry run (``fast_dev_run``), which keeps its length. L-BFGS, which evaluates the loss
+    several times a step, is refused.
+
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed; a step that the scaler skips counts, as in max_steps
+      accumulation         yes: optimizer steps are counted, not batches
+      manual optimization  yes: two optimizers, each by its own steps
+      ddp                  yes: every rank sets the same rates
+      ddp_spawn            yes: every rank sets the same rates
+      FSDP                 yes: FSDP1 and FSDP2, resumed too
+      DeepSpeed            refused: it counts optimizer steps itself
+      compile              yes: the rates lie outside the graph
     """
 
     def __init__(self, warmup_steps: int, extend_max_steps: bool = True, max_share: float = 0.10) -> None:
@@ -73,14 +85,15 @@ class LearningRateWarmup(CallbackBase):
         # The optimizer steps taken, and the base rate of each parameter group, by optimizer.
         self._n_steps: list[int] = []
         self._bases: list[list[float]] = []
+        self._stage: str | None = None
         self._restored = False
-        # Which trainer this callback left with which (max_steps, max_epochs).
-        self._limits: tuple[int, int, int | None] | None = None
         self._frequencies: list[tuple[Any, int]] = []
         self._suspended: list[tuple[Any, type]] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = stage
+        self._restored = False
         if stage == "fit" and self.warmup_steps:
             refuse(
                 trainer,
@@ -99,16 +112,16 @@ class LearningRateWarmup(CallbackBase):
                 "`optimizer` is LBFGS, and LearningRateWarmup does not support it: it evaluates the loss several times "
                 "a step. Remove the warmup, or use a first-order optimizer."
             )
-        is_extended = self._limits == (id(trainer), trainer.max_steps, trainer.max_epochs)
+        limits = _Limits.of(trainer)
         # A second fit with raised limits begins with new optimizers: it is warmed up like the first.
-        if not self._restored and (trainer.global_step == 0 or not is_extended):
+        if not self._restored and (trainer.global_step == 0 or not limits.are_extended):
             self._n_steps, self._bases = [], []
-        if is_extended:
+        if limits.are_extended or getattr(trainer, "fast_dev_run", False):
             return
-        planned = self._check_share(trainer, _planned_steps(trainer, self._restored))
+        planned = self._check_share(trainer, _planned_steps(trainer, limits))
         if self.extend_max_steps and planned is not None:
-            self._extend(trainer, planned)
-        self._limits = (id(trainer), trainer.max_steps, trainer.max_epochs)
+            self._extend(trainer, planned, limits)
+        limits.keep(trainer)
 
     def _check_share(self, trainer: Trainer, planned: int | None) -> int | None:
         if planned is None:
@@ -128,12 +141,12 @@ class LearningRateWarmup(CallbackBase):
             )
         return planned
 
-    def _extend(self, trainer: Trainer, planned: int) -> None:
+    def _extend(self, trainer: Trainer, planned: int, limits: _Limits) -> None:
         extra = self.warmup_steps * len(trainer.optimizers)
-        if trainer.max_epochs not in (None, -1):
+        if limits.max_epochs not in (None, -1):
             is_sized = not math.isinf(trainer.num_training_batches)
             more = math.ceil(extra / max(_steps_per_epoch(trainer), 1)) if is_sized else extra
-            trainer.fit_loop.max_epochs = int(trainer.max_epochs or 0) + more
+            trainer.fit_loop.max_epochs = int(limits.max_epochs or 0) + more
         trainer.fit_loop.epoch_loop.max_steps = planned + extra
         inform(
             trainer,
@@ -191,9 +204,15 @@ class LearningRateWarmup(CallbackBase):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._stage not in (None, "fit"):
+            return  # A file that is only tested is no run to go on with.
         self._n_steps = list(state_dict["n_steps"])
         self._bases = [list(rates) for rates in state_dict["bases"]]
         self._restored = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the schedulers that stand still: they belong to the fit under way, not to a copy."""
+        return self.__dict__ | {"_frequencies": [], "_suspended": []}
 
     @property
     def _is_warming(self) -> bool:
@@ -243,7 +262,32 @@ def _stand_still(scheduler: Any, *_: Any, **__: Any) -> None:
     """Take the place of a scheduler's ``step`` during warmup."""
 
 
-def _planned_steps(trainer: Trainer, is_resuming: bool) -> int | None:
+@dataclass(frozen=True)
+class _Limits:
+    """How long the user wants to train; kept with the trainer, so that pickling both keeps it too."""
+
+    max_steps: int
+    max_epochs: int | None
+    are_extended: bool = False
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> _Limits:
+        """Return the limits asked for: where one is still as warmup left it, what it was before."""
+        asked = (trainer.max_steps, trainer.max_epochs)
+        kept = getattr(trainer, _KEPT, None)
+        if kept is None:
+            return cls(asked[0], asked[1])
+        was, left = kept
+        if left == asked:
+            return cls(was[0], was[1], are_extended=True)
+        return cls(was[0] if left[0] == asked[0] else asked[0], was[1] if left[1] == asked[1] else asked[1])
+
+    def keep(self, trainer: Trainer) -> None:
+        """Remember what was asked for, beside what the trainer now has."""
+        setattr(trainer, _KEPT, ((self.max_steps, self.max_epochs), (trainer.max_steps, trainer.max_epochs)))
+
+
+def _planned_steps(trainer: Trainer, limits: _Limits) -> int | None:
     """Return the steps that the user asked for, None for an endless run.
 
     Raises
@@ -251,23 +295,23 @@ def _planned_steps(trainer: Trainer, is_resuming: bool) -> int | None:
     ValueError
         When ``max_epochs`` cannot be converted to steps.
     """
-    max_steps = None if trainer.max_steps == -1 else trainer.max_steps
-    if trainer.max_epochs in (None, -1):
+    max_steps = None if limits.max_steps == -1 else limits.max_steps
+    if limits.max_epochs in (None, -1):
         return max_steps
     fit_loop = trainer.fit_loop
     is_loaded = fit_loop._combined_loader is not None
     fit_loop.setup_data()
-    if is_resuming and not is_loaded:
+    if trainer.ckpt_path is not None and not is_loaded:
         # The state of a resumable loader is restored after this hook, while the loaders are set up.
         fit_loop._combined_loader = None
     if math.isinf(trainer.num_training_batches):
         if max_steps is None:
             raise ValueError(
-                f"`max_epochs` is {trainer.max_epochs} and the training loader has no length: LearningRateWarmup "
+                f"`max_epochs` is {limits.max_epochs} and the training loader has no length: LearningRateWarmup "
                 "counts training in optimizer steps and cannot convert it. Pass max_steps to the Trainer."
             )
         return max_steps
-    by_epochs = _steps_per_epoch(trainer) * int(trainer.max_epochs or 0)
+    by_epochs = _steps_per_epoch(trainer) * int(limits.max_epochs or 0)
     return by_epochs if max_steps is None else min(by_epochs, max_steps)
 
 

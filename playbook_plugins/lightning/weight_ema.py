@@ -49,12 +49,15 @@ class WeightEMA(CallbackBase):
       A second fit of the same Trainer goes on from the raw weights, unless the weights were changed in between.
       After an exception or an interrupt the module holds the raw weights.
 
-    Precision: 32-bit, 64-bit, 16-bit and bfloat16, mixed and true; the average of 16-bit weights is kept in float32
-    unless `full_precision` is off. Accumulation: steps count, not batches. Manual optimization with several
-    optimizers: each has its own count and averages its own parameters. DDP and ddp_spawn: every rank keeps the same
-    average (under ddp_spawn the trained module comes back with it; the counts stay in the workers). torch.compile,
-    and recurrent networks on CUDA: values are copied instead of storages exchanged. FSDP, DeepSpeed and other sharded
-    strategies are refused.
+    Support
+      precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed; see `full_precision`
+      accumulation         yes: optimizer steps are counted, not batches
+      manual optimization  yes: two optimizers, each with its own count and the average of its own parameters
+      ddp                  yes: every rank keeps the same average
+      ddp_spawn            yes: the trained module comes back with the average; the counts stay in the processes
+      FSDP                 refused: FSDP1 and FSDP2, where no rank holds whole parameters
+      DeepSpeed            refused: it may shard the parameters
+      compile              yes: values are copied instead of storages exchanged, as for recurrent networks on CUDA
 
     Parameters
     ----------
