@@ -11,6 +11,8 @@ from playbook_plugins.lightning.checkpoint_index import select_checkpoint as sel
 from playbook_plugins.lightning.checkpoints import BestCheckpoints as BestCheckpoints
 from playbook_plugins.lightning.clipping import PercentileGradientClipping as PercentileGradientClipping
 from playbook_plugins.lightning.evaluation import PeriodicEvaluation as PeriodicEvaluation
+from playbook_plugins.lightning.instability import InstabilityProbe as InstabilityProbe
+from playbook_plugins.lightning.instability import probe_instability as probe_instability
 from playbook_plugins.lightning.optimizers import build_optimizer as build_optimizer
 from playbook_plugins.lightning.recorder import TrialRecorder as TrialRecorder
 from playbook_plugins.lightning.warmup import LearningRateWarmup as LearningRateWarmup

@@ -7,11 +7,11 @@ numbers that its words need; `playbook_plugins.report.wording` then falls back o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 from playbook_plugins.analysis import Finding
 from playbook_plugins.report.phrases import (
     Numbers,
+    Words,
     among,
     as_float,
     capital,
@@ -22,9 +22,7 @@ from playbook_plugins.report.phrases import (
     split_subject,
     where_asked,
 )
-
-# Headline, sentence, action.
-Words: TypeAlias = tuple[str, str, str]
+from playbook_plugins.report.run_flags import RUN_FLAGS
 
 
 def infeasible_share(numbers: Numbers) -> str:
@@ -184,4 +182,5 @@ FLAGS: dict[str, Callable[[Finding], Words | None]] = {
     "boundary": _boundary,
     "best step": _best_step,
     "isolation": _isolation,
+    **RUN_FLAGS,
 }

@@ -9,6 +9,8 @@ from typing import TypeAlias
 from playbook_plugins.analysis.findings import Number
 
 Numbers: TypeAlias = Mapping[str, Number]
+# Headline, sentence, action.
+Words: TypeAlias = tuple[str, str, str]
 
 
 def number_text(value: Number) -> str:

@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 
 from playbook_plugins.analysis import Finding, Verdict
-from playbook_plugins.report.flags import FLAGS, Words, crowding, infeasible_share
-from playbook_plugins.report.phrases import has, listed, number_text, percent, split_subject, where_asked
+from playbook_plugins.report.flags import FLAGS, crowding, infeasible_share
+from playbook_plugins.report.phrases import Words, has, listed, number_text, percent, split_subject, where_asked
+from playbook_plugins.report.run_flags import QUESTIONS, RUN_FLAGS, too_little
 
 PLAYBOOK = "https://github.com/google-research/tuning_playbook"
 
@@ -31,6 +32,7 @@ _QUESTIONS = {
     "boundary": "best trials crowding against the bound of {}",
     "best step": "best steps that gather early or late in training",
     "isolation": "a difference between the values of {} at their best",
+    **QUESTIONS,
 }
 
 
@@ -81,7 +83,8 @@ def word(finding: Finding) -> Wording:
         words = FLAGS.get(finding.check)
         headline, sentence, action = (words(finding) if words else None) or _generic_flag(finding)
     if finding.verdict is Verdict.FLAG and finding.error_rate is not None:
-        sentence += f" (False flags: at most {percent(finding.error_rate)} of studies.)"
+        kind = "runs" if finding.check in RUN_FLAGS else "studies"
+        sentence += f" (False flags: at most {percent(finding.error_rate)} of {kind}.)"
     return Wording(
         headline=headline,
         sentence=sentence,
@@ -117,14 +120,15 @@ def _no_evidence(finding: Finding) -> Words:
         )
         if numbers.get("learning_rate_decays"):
             sentence += " Under a decaying learning rate late best steps say little: judge the length by a longer run."
-    elif finding.check not in FLAGS and numbers:
+    elif (finding.check in RUN_FLAGS or finding.check not in FLAGS) and numbers:
         sentence = f"{listed(numbers)}."
     return f"No evidence of {_question(finding)}", sentence, ""
 
 
 def _too_little(finding: Finding) -> Words:
     numbers = listed(finding.numbers)
-    return f"Too few trials to look for {_question(finding)}", f"{numbers}." if numbers else "", ""
+    what = too_little(finding) if finding.check in RUN_FLAGS else "Too few trials"
+    return f"{what} to look for {_question(finding)}", f"{numbers}." if numbers else "", ""
 
 
 def _generic_flag(finding: Finding) -> Words:
