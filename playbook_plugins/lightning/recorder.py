@@ -21,6 +21,8 @@ from playbook_plugins.lightning._base import CallbackBase
 from playbook_plugins.lightning._support import DEEPSPEED, SPAWNED, is_fitting, refuse
 from playbook_plugins.lightning.clipping import PercentileGradientClipping
 from playbook_plugins.lightning.divergence import LossWatch
+from playbook_plugins.lightning.early_read import EarlyRead, widen
+from playbook_plugins.lightning.random_state import RandomState
 from playbook_plugins.lightning.summary import classify as classify
 from playbook_plugins.lightning.summary import log_summary
 from playbook_plugins.lightning.training_time import TrainingTime, count_examples, time_fetches
@@ -74,11 +76,13 @@ class TrialRecorder(CallbackBase):
       are left out. Its share spent in the loader's ``next`` is the wait for data. The first batch of each fit, which
       pays for start-up, counts for neither. Examples are counted by the first dimension of the first tensor in the
       batch, or its ``num_graphs``, times the number of ranks.
-    - The loss is read on the host once a step, before the update: beside `PercentileGradientClipping`, which waits
-      there for the gradient norm anyhow, it adds no wait.
+    - The loss is read on the host once a step, before the update. On CUDA its copy starts before the backward pass,
+      so that the host waits for the forward pass at most and the device for nothing.
     - When a fit ends, by an exception too, the flat keys of `summary_keys` (``playbook_objective``,
       ``playbook_status``, ...) are logged to every logger of the trainer, before it is closed. A run that ended
       normally without an evaluation has the status "failed" there.
+    - Checkpoints hold the random number generators of every rank, and a resumed run goes on with them: with
+      `ResumableDataLoader` it equals the run that was interrupted, bit for bit (`random_state.py` states the limits).
 
     Support
       precision            yes: 32, 64, bf16, bf16-mixed, 16-mixed
@@ -111,6 +115,7 @@ class TrialRecorder(CallbackBase):
         LossWatch(divergence_factor)
         self.clock = clock
         self._restored = False
+        self._random = RandomState()
         self._clipping: PercentileGradientClipping | None = None
         self._keepers: list[Any] = []
         self._untime: Callable[[], None] | None = None
@@ -127,6 +132,7 @@ class TrialRecorder(CallbackBase):
         self._n_trained = 0
         self._n_norms: list[int] = []
         self._loss: Tensor | None = None
+        self._read: EarlyRead | None = None
         # One an optimizer, by its place.
         self._watches: list[LossWatch] = []
         self._rate: float | Tensor = math.nan
@@ -176,6 +182,7 @@ class TrialRecorder(CallbackBase):
             refuse(trainer, self, SPAWNED, "the record would stay behind in the worker process", "Use strategy='ddp'.")
             why = "whether all ranks stop before the update that would destroy the weights is not tested there"
             refuse(trainer, self, DEEPSPEED, why, "Use ddp, or ModelParallelStrategy.")
+        self._random.setup(trainer, pl_module, stage)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,7 +190,7 @@ class TrialRecorder(CallbackBase):
             self._forget()
         self._restored = False
         self._time.begin_fit()
-        self._status, self._reason, self._loss = Status.RUNNING, "", None
+        self._status, self._reason, self._loss, self._read = Status.RUNNING, "", None, None
         callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
         self._clipping = next((one for one in callbacks if isinstance(one, PercentileGradientClipping)), None)
         self._keepers = [one for one in callbacks if hasattr(one, "kept_checkpoints")]
@@ -193,6 +200,7 @@ class TrialRecorder(CallbackBase):
         planned = trainer.estimated_stepping_batches
         self._max_steps = -1 if math.isinf(planned) else int(planned)
         self._untime = time_fetches(trainer.fit_loop.epoch_loop, self._time)
+        self._random.on_train_start(trainer, pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -200,8 +208,14 @@ class TrialRecorder(CallbackBase):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            # Lightning hands over the scaled loss. A scale of 0 is what is left of it after many skipped updates.
+            scale = scaler._get_scale_async().to(loss.device)
+            loss = loss / torch.where(scale == 0, torch.ones_like(scale), scale)
         # Under accumulation or several optimizers the sum is finite only where every loss is.
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        self._read = EarlyRead(self._loss)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -209,13 +223,9 @@ class TrialRecorder(CallbackBase):
             rate = optimizer.param_groups[0]["lr"]
             self._rate = rate.detach().clone() if isinstance(rate, Tensor) else rate
         fault = None
-        if self._loss is not None:
-            loss, scaler = float(self._loss), getattr(trainer.precision_plugin, "scaler", None)
-            if scaler is not None:
-                # Lightning hands over the scaled loss. A scale of 0 is what is left of it after many skipped updates.
-                loss /= scaler.get_scale() or 1.0
-            fault = self._watch(trainer, optimizer).observe(loss)
-            self._loss = None
+        if self._read is not None:
+            fault = self._watch(trainer, optimizer).observe(self._read.value())
+            self._loss = self._read = None
         high = "" if self.divergence_factor is None else ", or uncharacteristically high,"
         self._stop_if(trainer, fault, f"training loss is not finite{high}")
 
@@ -233,7 +243,7 @@ class TrialRecorder(CallbackBase):
             # Lightning hands over the share of the loss that enters the accumulated gradient.
             is_share = self.train == "loss" and pl_module.automatic_optimization
             scale = trainer.accumulate_grad_batches if is_share else 1
-            self._train_sum = self._train_sum + scale * _widen(torch.as_tensor(value).detach())
+            self._train_sum = self._train_sum + scale * widen(torch.as_tensor(value).detach())
             self._n_trained += 1
         self._time.end_batch(count_examples(batch) * trainer.world_size)
 
@@ -267,11 +277,17 @@ class TrialRecorder(CallbackBase):
         self._stop_if(trainer, fault, f"{self.monitor} is not finite")
 
     @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._random.on_train_end(trainer, pl_module)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._random.on_fit_end(trainer, pl_module)
         self._end(trainer, Status.COMPLETE, "")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._random.on_exception(trainer, pl_module, exception)
         if str(getattr(trainer.state.fn, "value", "")) != "fit":
             # A test of the trained model that fails is not the run's end.
             return
@@ -279,6 +295,14 @@ class TrialRecorder(CallbackBase):
         if isinstance(exception, InfeasibleError):
             # Whoever catches it, such as Round.objective, keeps the history of the run.
             exception.record = self.record
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random.on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random.on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -351,7 +375,7 @@ class TrialRecorder(CallbackBase):
         return math.nan if threshold is None else threshold
 
     def _end(self, trainer: Trainer, status: Status, reason: str) -> None:
-        self._status, self._reason, self._loss = status, reason, None
+        self._status, self._reason, self._loss, self._read = status, reason, None, None
         self._time.end_fit()
         if self._untime is not None:
             self._untime()
@@ -362,13 +386,6 @@ class TrialRecorder(CallbackBase):
             # Without an evaluation, this run has no record; its keys say so.
             record = self._make_record(Status.FAILED, str(error))
         log_summary(trainer, record)
-
-
-def _widen(loss: Tensor) -> Tensor | float:
-    """Return the loss in double precision where the device has it, without waiting for the device."""
-    if loss.device.type == "cpu":
-        return float(loss)
-    return loss.float() if loss.device.type == "mps" else loss.double()
 
 
 def _validation_metrics(trainer: Trainer) -> dict[str, Tensor]:
