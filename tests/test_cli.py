@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning
 import torch
 from lightning_toys import PACKAGES, QUIET, make_loader
 
+import playbook_plugins.lightning
 from playbook_plugins.analysis import Status
 from playbook_plugins.lightning import TrialRecorder
 
@@ -25,7 +29,20 @@ ROOT = Path(__file__).parents[1]
 [YAML] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
-def run_cli(package: Any, config: Path) -> Any:
+NEEDED = {
+    "LearningRateWarmup": {"warmup_steps": 5},
+    "PeriodicEvaluation": {"every_n_steps": 20},
+    "TrialRecorder": {"monitor": "val_loss", "mode": "min"},
+    "BestCheckpoints": {"monitor": "val_loss"},
+}
+EXPORTED = [
+    name
+    for name, kind in vars(playbook_plugins.lightning).items()
+    if inspect.isclass(kind) and issubclass(kind, pytorch_lightning.Callback)
+]
+
+
+def run_cli(package: Any, config: Path, run: bool = True) -> Any:
     """Run ``fit --config`` of the package's LightningCLI in this process, and return the trainer."""
 
     class Model(package.LightningModule):
@@ -54,8 +71,8 @@ def run_cli(package: Any, config: Path) -> Any:
     quiet = [f"--trainer.{option}=false" for option in ("enable_progress_bar", "enable_model_summary")]
     quiet += ["--trainer.accelerator=cpu", "--trainer.devices=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["main.py", "fit", f"--config={config}", *quiet])
-        return module.LightningCLI(Model, Data, seed_everything_default=0).trainer
+        patch.setattr("sys.argv", ["main.py", *["fit"] * run, f"--config={config}", *quiet])
+        return module.LightningCLI(Model, Data, seed_everything_default=0, run=run).trainer
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -73,3 +90,16 @@ def test_the_readmes_yaml_trains_in_the_cli(package: Any, tmp_path: Path, monkey
     again = run_cli(package, saved)
     [repeated] = [one.record for one in again.callbacks if isinstance(one, TrialRecorder)]
     assert repeated.curve.validation.tolist() == record.curve.validation.tolist()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_callback_can_be_named_in_yaml(package: Any, tmp_path: Path) -> None:
+    assert len(EXPORTED) >= 8
+    callbacks = [
+        {"class_path": f"playbook_plugins.lightning.{name}", "init_args": NEEDED.get(name, {})} for name in EXPORTED
+    ]
+    config = tmp_path / "config.yaml"
+    # JSON is YAML.
+    config.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
+    kinds = [type(one).__name__ for one in run_cli(package, config, run=False).callbacks]
+    assert set(EXPORTED) <= set(kinds)

@@ -77,6 +77,7 @@ PUBLIC = {
         "GhostBatchNorm1d",
         "GhostBatchNorm2d",
         "GhostBatchNorm3d",
+        "HostParity",
         "InfeasibleError",
         "InstabilityProbe",
         "LearningRateWarmup",
@@ -92,6 +93,7 @@ PUBLIC = {
         "playbook_callbacks",
         "probe_batch_sizes",
         "probe_instability",
+        "seed_hosts",
         "select_checkpoint",
     },
 }

@@ -17,6 +17,8 @@ from playbook_plugins.lightning.ghost_batch_norm import GhostBatchNorm1d as Ghos
 from playbook_plugins.lightning.ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
 from playbook_plugins.lightning.ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
 from playbook_plugins.lightning.ghost_batch_norm import convert_to_ghost_batch_norm as convert_to_ghost_batch_norm
+from playbook_plugins.lightning.host_parity import HostParity as HostParity
+from playbook_plugins.lightning.host_seeds import seed_hosts as seed_hosts
 from playbook_plugins.lightning.instability import InstabilityProbe as InstabilityProbe
 from playbook_plugins.lightning.instability import probe_instability as probe_instability
 from playbook_plugins.lightning.optimizers import build_optimizer as build_optimizer

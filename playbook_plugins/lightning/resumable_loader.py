@@ -123,8 +123,8 @@ class ResumableDataLoader(DataLoader[T_co]):
       in the same order again. Without a length they are refused, like samplers without one: Lightning then fetches
       one batch ahead of training, and what was handed out is not what was trained on.
 
-    Any precision, accumulation and manual optimization; ddp and ddp_spawn with the sampler that Lightning puts in
-    (each process continues its own part), and with others by means of `TrialRecorder`.
+    Any precision, accumulation and manual optimization; under ddp `TrialRecorder` keeps the place of every process, of
+    which Lightning itself saves that of rank 0 only.
 
     Raises
     ------
