@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import pytorch_lightning
 import support_runs
@@ -301,8 +302,14 @@ def test_two_processes(strategy: str, tmp_path: Path) -> None:
             check_same_end(resumed, whole, after=SAVED_AT)
 
 
+NO_FSDP1_ON_THE_CPU = pytest.mark.skipif(
+    lightning.pytorch.__version__ < "2.6",
+    reason="this Lightning refuses FSDP1 before any callback could, without a GPU",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("kind", [pytest.param("fsdp1", marks=NO_FSDP1_ON_THE_CPU), "fsdp2"])
 def test_two_processes_with_a_sharded_model(kind: str, tmp_path: Path) -> None:
     runs = train_with_two_processes(kind, tmp_path)
     n_parameters = sum(parameter.numel() for parameter in support_runs.make_regression(pytorch_lightning).parameters())
@@ -377,7 +384,7 @@ def test_deepspeed_is_refused(name: str, package: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("kind", [pytest.param("fsdp1", marks=NO_FSDP1_ON_THE_CPU), "fsdp2"])
 @pytest.mark.parametrize("name", WHOLE_MODELS)
 def test_sharded_models_are_refused(name: str, kind: str, package: Any, tmp_path: Path) -> None:
     options = support_runs.fsdp_options(package, kind, n_devices=1)
