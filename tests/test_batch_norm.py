@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import batch_norm_run
 import pytest
 import pytorch_lightning
 import torch
-from averaging_toys import (
-    LIGHTNING_WARNINGS,
-    PACKAGES,
-    ShiftedToy,
-    StatisticsProbe,
-    loaders,
-    refusal_of_sharding,
-    restore,
-    toy,
-    trainer,
-)
+from averaging_toys import LIGHTNING_WARNINGS, PACKAGES, loaders, refusal_of_sharding, toy, trainer
+from batch_norm_run import EVERY, FAILS_AT, LONG, N_FEATURES, N_STEPS, SAVED_AT, make_shifted, run
 
 from playbook_plugins.lightning.batch_norm import BatchNormSync, pool_moments
-from playbook_plugins.lightning.checkpoints import BestCheckpoints
-from playbook_plugins.lightning.weight_ema import WeightEMA
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_WARNINGS]
 PL = pytorch_lightning
@@ -102,109 +95,203 @@ def test_sharded_strategies_are_refused(tmp_path):
     )
 
 
-def fit_two(
-    folder: Path, *, average: bool, rate: float, steps: int = 8, resume: Path | None = None, **settings: Any
-) -> tuple[Any, list[Any]]:
-    """Train with two real processes; return the module that comes back and the notes of each rank."""
-    folder.mkdir(exist_ok=True)
-    middle = [WeightEMA(decay=0.5)] if average else []
-    files = BestCheckpoints("val_loss", save_top_k=-1, dirpath=folder / "files")
-    callbacks = [StatisticsProbe(folder), *middle, BatchNormSync(), files]
-    model = ShiftedToy(rate, **settings)
-    fitted = trainer(
-        PL, folder, callbacks, strategy="ddp_spawn", devices=2, max_steps=steps, val_check_interval=2,
-        use_distributed_sampler=False, max_epochs=-1,
-    )  # fmt: skip
-    environment = dict(os.environ)
-    try:
-        fitted.fit(model, ckpt_path=resume)
-    finally:
-        restore(environment)
-    assert fitted.checkpoint_callback.kept_checkpoints
-    return model, [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+@dataclass(frozen=True)
+class TwoRanks:
+    """What the two processes of `batch_norm_run` left behind."""
+
+    package: Any
+    folder: Path
+
+    def notes(self, name: str) -> list[Any]:
+        return [torch.load(self.folder / f"{name}-rank{rank}.pt") for rank in range(2)]
+
+    def file(self, name: str) -> Any:
+        return torch.load(self.folder / name, weights_only=True)
 
 
-def pooled(notes: list[Any], step: int, prefix: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+@pytest.fixture(scope="module")
+def train_with_two_ranks(tmp_path_factory: Any) -> Callable[[str, str], TwoRanks]:
+    """Return a function of the strategy and the package that runs all fits together, once."""
+    return functools.cache(lambda strategy, name: start_two_ranks(strategy, name, tmp_path_factory.mktemp("run")))
+
+
+def start_two_ranks(strategy: str, name: str, folder: Path) -> TwoRanks:
+    command = [sys.executable, str(Path(batch_norm_run.__file__)), strategy, name, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, errors = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.kill()  # a rank that waits for another ignores milder signals
+            raise
+    if strategy == "ddp":
+        assert process.returncode != 0
+        assert "on purpose" in errors
+    else:
+        assert process.returncode == 0, errors[-4000:]
+    return TwoRanks(batch_norm_run.PACKAGES[name], folder)
+
+
+@pytest.fixture
+def two_ranks(train_with_two_ranks: Any, strategy: str, package_name: str) -> TwoRanks:
+    return train_with_two_ranks(strategy, package_name)
+
+
+packages = pytest.mark.parametrize("package_name", batch_norm_run.PACKAGES)
+strategies = pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+ddp_only = pytest.mark.parametrize("strategy", ["ddp"])
+
+
+def names(n_layers: int, prefix: str = "") -> list[tuple[str, str]]:
+    """Return the names of the mean and the variance of each layer."""
+    return [(f"{prefix}norms.{place}.running_mean", f"{prefix}norms.{place}.running_var") for place in range(n_layers)]
+
+
+def pooled(notes: list[Any], step: int, n_layers: int) -> dict[str, torch.Tensor]:
+    """Return the moments over both ranks, raw ones and those of the average, from what each rank had."""
+    expected: dict[str, torch.Tensor] = {}
     own = [note["own"][step] for note in notes]
-    names = [f"{prefix}norm.running_mean", f"{prefix}norm.running_var"]
-    return pool_moments(*(torch.stack([values[name].double() for values in own]) for name in names))
+    for pair in (*names(n_layers), *names(n_layers, "raw ")):
+        moments = (torch.stack([values[name].double() for values in own]) for name in pair)
+        expected |= dict(zip(pair, pool_moments(*moments), strict=True))
+    return expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("average", [False, True])
-def test_two_ranks_evaluate_and_save_with_pooled_statistics(tmp_path, average):
-    model, notes = fit_two(tmp_path, average=average, rate=0.01)
-    for step in (2, 4, 6, 8):
-        expected = pooled(notes, step)
+@pytest.mark.parametrize(
+    ("strategy", "name", "n_layers"),
+    [
+        ("ddp", "1 layers", 1),
+        ("ddp", "7 layers", 7),
+        # Raw statistics are looked at in the fits that average, too.
+        *((strategy, name, 7) for strategy in ("ddp", "ddp_spawn") for name in ("averaged", "union")),
+    ],
+)
+@packages
+def test_two_ranks_evaluate_and_save_with_pooled_statistics(two_ranks, name, n_layers):
+    notes = two_ranks.notes(name)
+    last = LONG if name == "union" else N_STEPS
+    is_averaged = not name.endswith("layers")
+    assert list(notes[0]["own"]) == list(range(EVERY, last + 1, EVERY))
+    for step in notes[0]["own"]:
+        expected = pooled(notes, step, n_layers)
+        for key, values in expected.items():
+            own = [note["own"][step][key] for note in notes]
+            assert not torch.equal(*own), key
+            for note in notes:
+                torch.testing.assert_close(note["seen"][step][key].double(), values, rtol=1e-6, atol=1e-6, msg=key)
+            assert torch.equal(notes[0]["seen"][step][key], notes[1]["seen"][step][key]), key
+        if is_averaged:
+            mean = names(1)[0][0]
+            assert not torch.equal(notes[0]["seen"][step][mean], notes[0]["seen"][step][f"raw {mean}"])
         for note in notes:
-            mean, variance = (note["pooled"][step][f"norm.running_{name}"] for name in ("mean", "var"))
-            torch.testing.assert_close(mean.double(), expected[0], rtol=1e-6, atol=1e-6)
-            torch.testing.assert_close(variance.double(), expected[1], rtol=1e-6, atol=1e-6)
-            if step < 8:  # training goes on with the rank's own
-                prefix = "raw " if average else ""
-                for name, value in note["after"][step].items():
-                    assert torch.equal(value, note["own"][step][prefix + name])
-        assert not torch.equal(notes[0]["own"][step]["norm.running_mean"], notes[1]["own"][step]["norm.running_mean"])
-        file = torch.load(tmp_path / "files" / f"step={step}.ckpt", weights_only=True)
-        torch.testing.assert_close(file["state_dict"]["norm.running_var"].double(), expected[1], rtol=1e-6, atol=1e-6)
-        assert file["callbacks"]["BatchNormSync"]["statistics"].shape == (2, 2 if average else 1, 16)
-    for name, value in notes[0]["end"].items():
-        assert torch.equal(value, notes[1]["end"][name])
-        assert torch.equal(value, model.state_dict()[name])
-    # Four evaluations and the end of training, which finds what the last of them gathered.
-    assert [note["n_gathers"] for note in notes] == [4, 4]
-    for name, value in notes[0]["weights"].items():
-        assert torch.equal(value, notes[1]["weights"][name]), name
+            if step < last:  # training goes on with the rank's own
+                for key, value in note["after"][step].items():
+                    assert torch.equal(value, note["own"][step][f"raw {key}"]), key
+        file = two_ranks.file(f"{name}/step={step}.ckpt")
+        for pair in names(n_layers):
+            for key in pair:
+                assert torch.equal(file["state_dict"][key], notes[0]["seen"][step][key]), key
+        n_values = n_layers * 2 * N_FEATURES
+        assert file["callbacks"]["BatchNormSync"]["statistics"].shape == (2, 2 if is_averaged else 1, n_values)
+    for key, value in notes[0]["end"].items():
+        assert torch.equal(value, notes[1]["end"][key]), key
+        if key in notes[0]["seen"][last]:
+            assert torch.equal(value, notes[0]["seen"][last][key]), key
+    if name == "averaged":
+        came_back = two_ranks.file("came back.pt")
+        assert all(torch.equal(value, came_back[key]) for key, value in notes[0]["end"].items())
 
 
 @pytest.mark.slow
-def test_two_ranks_agree_with_one_process_over_the_union(tmp_path):
-    # Without learning the statistics depend on the data only, and evaluating often must not wear them down.
-    two, _ = fit_two(tmp_path / "two", average=False, rate=0.0, steps=60)
-    one = ShiftedToy(0.0)
-    trainer(PL, tmp_path, [], max_steps=60, max_epochs=-1, val_check_interval=2).fit(one)
-    torch.testing.assert_close(two.norm.running_mean, one.norm.running_mean, rtol=0.02, atol=1e-3)
-    torch.testing.assert_close(two.norm.running_var, one.norm.running_var, rtol=0.02, atol=0)
+@ddp_only
+@packages
+def test_one_collective_however_many_layers(two_ranks):
+    counts = {}
+    for name in ("1 layers", "7 layers", "1 layers without", "7 layers without"):
+        one, other = (note["n_collectives"] for note in two_ranks.notes(name))
+        assert one == other
+        # Three evaluations with a save that training follows, each with Lightning's own collectives.
+        assert len(one) == N_STEPS // EVERY - 1
+        counts[name] = one
+    assert counts["1 layers"] == [n + 1 for n in counts["1 layers without"]]
+    assert counts["7 layers"] == [n + 1 for n in counts["7 layers without"]] == counts["1 layers"]
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_with_their_own_statistics(tmp_path):
-    _, straight = fit_two(tmp_path / "straight", average=True, rate=0.01, steps=8)
-    fit_two(tmp_path / "first", average=True, rate=0.01, steps=4)
-    last = tmp_path / "first" / "files" / "last.ckpt"
-    _, resumed = fit_two(tmp_path / "resumed", average=True, rate=0.01, steps=8, resume=last)
-    for one, other in zip(straight, resumed, strict=True):
-        for step in (6, 8):
-            for name, value in one["own"][step].items():
-                assert torch.equal(other["own"][step][name], value), (step, name)
-        for name, value in one["weights"].items():
-            assert torch.equal(other["weights"][name], value), name
-
-
-ALONE = """
-import sys
-sys.path.insert(0, {tests!r})
-import pytorch_lightning as PL
-from averaging_toys import ShiftedToy, StatisticsProbe, trainer
-from pathlib import Path
-from playbook_plugins.lightning.batch_norm import BatchNormSync
-from playbook_plugins.lightning.weight_ema import WeightEMA
-folder = Path({folder!r})
-callbacks = [WeightEMA(decay=0.5), BatchNormSync(), StatisticsProbe(folder)]
-trainer(
-    PL, folder, callbacks, strategy="ddp", devices=2, val_check_interval=2, use_distributed_sampler=False, max_epochs=-1
-).fit(ShiftedToy(0.01, fail_at_step=3))
-"""
+@ddp_only
+@packages
+def test_without_pooling_the_statistics_are_those_of_one_rank(two_ranks):
+    # What DDP does by itself: rank 0's statistics everywhere, far from those of the union.
+    notes = two_ranks.notes("7 layers without")
+    expected = pooled(two_ranks.notes("7 layers"), N_STEPS, 7)
+    variance = names(1)[0][1]
+    assert not torch.allclose(notes[0]["end"][variance].double(), expected[variance], rtol=0.1)
 
 
 @pytest.mark.slow
-def test_a_rank_that_saves_alone_does_not_wait_for_the_others(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(ALONE.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode != 0
-    assert "on purpose" in run.stderr
-    state = torch.load(tmp_path / "alone.ckpt", weights_only=True)
-    assert state["global_step"] == 3
-    assert "BatchNormSync" not in state["callbacks"]
-    assert state["callbacks"]["WeightEMA"]["n_updates"] == [3]
+@strategies
+@packages
+def test_two_ranks_agree_with_one_process_over_the_union(two_ranks, tmp_path):
+    one = make_shifted(two_ranks.package, 7, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(two_ranks.package, "auto", tmp_path, "one", one, average=True, sync=False, steps=LONG)
+    raw = torch.load(tmp_path / "one" / "last.ckpt", weights_only=True)["callbacks"]["WeightEMA"]["raw"]
+    seen = two_ranks.notes("union")[0]["seen"][LONG]
+    for pair in names(7):
+        for key in pair:
+            for found, expected in ((seen[key], one.state_dict()[key]), (seen[f"raw {key}"], raw[key])):
+                torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3 if "mean" in key else 0, msg=key)
+
+
+@pytest.mark.slow
+@strategies
+@packages
+def test_two_ranks_resume_with_their_own_statistics(two_ranks):
+    for one, other in zip(two_ranks.notes("averaged"), two_ranks.notes("resumed"), strict=True):
+        assert list(other["own"]) == list(range(SAVED_AT + EVERY, N_STEPS + 1, EVERY))
+        for moment in ("own", "seen"):
+            for step, values in other[moment].items():
+                for name, value in values.items():
+                    assert torch.equal(value, one[moment][step][name]), (moment, step, name)
+        for name, value in one["end"].items():
+            assert torch.equal(other["end"][name], value), name
+
+
+@pytest.mark.slow
+@ddp_only
+@packages
+def test_two_ranks_resumed_after_their_last_step_end_with_pooled_statistics(two_ranks):
+    for one, other in zip(two_ranks.notes("due"), two_ranks.notes("due resumed"), strict=True):
+        assert list(other["seen"]) == [N_STEPS]
+        for name, value in one["seen"][N_STEPS].items():
+            assert torch.equal(other["seen"][N_STEPS][name], value), name
+    expected = two_ranks.notes("due")[0]["end"]
+    for name in ("due", "due resumed"):
+        for model in two_ranks.notes(f"{name} model"):
+            assert all(torch.equal(value, expected[key]) for key, value in model.items()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["first", "last"])
+@pytest.mark.parametrize("where", ["raw validation", "averaged validation", "training"])
+@ddp_only  # under ddp_spawn Lightning calls on_exception in the main process only, which trained nothing
+@packages
+def test_a_save_by_one_rank_after_an_exception_takes_no_collective(two_ranks, where, which):
+    # `which`: the callback that saves comes before BatchNormSync or after it.
+    file = two_ranks.file(f"{where}-{which}.ckpt")
+    assert file["n_collectives"] == 0
+    if where == "training":
+        # Training went on since the last evaluation: the rank's own statistics, as nothing else is known.
+        assert file["global_step"] == FAILS_AT + 1
+        assert "BatchNormSync" not in file["callbacks"]
+        assert file["callbacks"]["WeightEMA"]["n_updates"] == [FAILS_AT + 1]
+        return
+    assert file["global_step"] == FAILS_AT
+    statistics = file["callbacks"]["BatchNormSync"]["statistics"][:, -1]
+    assert statistics.shape == (2, 7 * 2 * N_FEATURES)
+    for pair, own in zip(names(7), statistics.chunk(7, dim=1), strict=True):
+        means, variances = own.chunk(2, dim=1)
+        for key, values in zip(pair, pool_moments(means, variances), strict=True):
+            torch.testing.assert_close(file["state_dict"][key].double(), values, rtol=1e-6, atol=1e-6, msg=key)
+        assert not torch.equal(*means)

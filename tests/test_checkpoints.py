@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import checkpoint_run
+import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
@@ -32,19 +35,18 @@ both = pytest.mark.parametrize("package", PACKAGES, ids=["pytorch_lightning", "l
 PL = pytorch_lightning
 
 
-class Scripted(type(toy(PL))):
-    """A model whose scores are written down beforehand: one an evaluation step."""
+def scripted(package: Any, scores: dict[int, float]) -> Any:
+    """Return a model whose scores are written down beforehand: one an evaluation step."""
 
-    def __init__(self, scores: dict[int, float], **settings: Any) -> None:
-        super().__init__(**settings)
-        self.scores = scores
+    class Scripted(type(toy(package))):  # type: ignore[misc]
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("scripted", scores.get(self.trainer.global_step, 9.0))
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
-        self.log("scripted", self.scores.get(self.trainer.global_step, 9.0))
+    return Scripted()
 
 
-class EvaluateFirst(PL.Callback):
+class EvaluateFirst(lightning.pytorch.Callback, PL.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step == 0:
             trainer.validating = True
@@ -52,13 +54,20 @@ class EvaluateFirst(PL.Callback):
             trainer.training = True
 
 
-def fit(tmp_path: Path, scores: dict[int, float], save_top_k: int = 2, mode: str = "min", **settings: Any) -> Any:
+def fit(
+    tmp_path: Path,
+    scores: dict[int, float],
+    save_top_k: int = 2,
+    mode: str = "min",
+    package: Any = PL,
+    **settings: Any,
+) -> Any:
     callback = BestCheckpoints("scripted", mode, save_top_k=save_top_k, dirpath=tmp_path / "files")
     settings = {"val_check_interval": 2} | settings
     resume = settings.pop("ckpt_path", None)
     extra = settings.pop("callbacks", [])
-    fitted = trainer(PL, tmp_path, [*extra, callback], **settings)
-    fitted.fit(Scripted(scores), *loaders(), ckpt_path=resume)
+    fitted = trainer(package, tmp_path, [*extra, callback], **settings)
+    fitted.fit(scripted(package, scores), *loaders(), ckpt_path=resume)
     return callback
 
 
@@ -75,11 +84,11 @@ def test_each_file_carries_its_own_score(tmp_path, package):
     model = toy(package)
     callback = BestCheckpoints("val_loss", "min", save_top_k=-1, dirpath=tmp_path / "files")
     train, validation = loaders(n_batches=6)
-    trainer(package, tmp_path, [callback], max_epochs=-1, val_check_interval=2, max_steps=20).fit(
-        model, train, validation
-    )
+    # In the middle of an epoch of six batches too, which val_check_interval counts on from epoch to epoch.
+    settings = {"val_check_interval": 4, "check_val_every_n_epoch": None}
+    trainer(package, tmp_path, [callback], max_epochs=-1, max_steps=20, **settings).fit(model, train, validation)
     rows = callback.evaluations
-    assert [row.step for row in rows] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert [row.step for row in rows] == [4, 8, 12, 16, 20]
     for row in rows:
         assert row.file == f"step={row.step}.ckpt"
         assert row.metrics["step_metric"] == row.step
@@ -95,9 +104,10 @@ def test_each_file_carries_its_own_score(tmp_path, package):
     assert list(index.evaluations) == rows
 
 
-def test_keeps_the_best_and_the_last(tmp_path):
+@both
+def test_keeps_the_best_and_the_last(tmp_path, package):
     scores = {2: 5.0, 4: 3.0, 6: 4.0, 8: 1.0, 10: 2.0, 12: 6.0}
-    callback = fit(tmp_path, scores)
+    callback = fit(tmp_path, scores, package=package)
     assert names(callback) == ["step=8.ckpt", "step=10.ckpt"]
     assert on_disk(tmp_path) == ["checkpoints.json", "last.ckpt", "step=10.ckpt", "step=8.ckpt"]
     assert torch.load(tmp_path / "files" / "last.ckpt", weights_only=True)["global_step"] == 12
@@ -114,32 +124,38 @@ def test_keeps_the_best_and_the_last(tmp_path):
     ]
 
 
-def test_maximizing_is_minimizing_the_negative(tmp_path):
+@both
+def test_maximizing_is_minimizing_the_negative(tmp_path, package):
     scores = {2: 5.0, 4: 3.0, 6: 4.0, 8: 1.0, 10: 3.0, 12: 6.0}
-    low = fit(tmp_path / "low", scores)
-    high = fit(tmp_path / "high", {step: -score for step, score in scores.items()}, mode="max")
+    low = fit(tmp_path / "low", scores, package=package)
+    high = fit(tmp_path / "high", {step: -score for step, score in scores.items()}, mode="max", package=package)
     assert names(low) == names(high) == ["step=8.ckpt", "step=4.ckpt"]  # the earlier of equals
 
 
+@both
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_never_keeps_a_score_that_is_not_finite(tmp_path, bad):
-    callback = fit(tmp_path, {2: bad, 4: 3.0, 6: bad, 8: bad}, save_top_k=-1, max_steps=8)
+def test_never_keeps_a_score_that_is_not_finite(tmp_path, bad, package):
+    callback = fit(tmp_path, {2: bad, 4: 3.0, 6: bad, 8: bad}, save_top_k=-1, max_steps=8, package=package)
     assert names(callback) == ["step=4.ckpt"]
     assert torch.load(tmp_path / "files" / "last.ckpt", weights_only=True)["global_step"] == 8
     again = CheckpointIndex.read(tmp_path / "files").evaluations[0].score
     assert again == bad or (math.isnan(again) and math.isnan(bad))
 
 
-def test_step_zero_is_saved_and_the_sanity_check_is_not(tmp_path):
-    callback = fit(tmp_path, {0: 1.0}, callbacks=[EvaluateFirst()], num_sanity_val_steps=1, max_steps=4)
+@both
+def test_step_zero_is_saved_and_the_sanity_check_is_not(tmp_path, package):
+    callback = fit(
+        tmp_path, {0: 1.0}, callbacks=[EvaluateFirst()], num_sanity_val_steps=1, max_steps=4, package=package
+    )
     assert [row.step for row in callback.evaluations] == [0, 2, 4]
     assert names(callback)[0] == "step=0.ckpt"
-    resumed = fit(tmp_path, {0: 1.0}, ckpt_path=tmp_path / "files" / "step=0.ckpt", max_steps=4)
+    resumed = fit(tmp_path, {0: 1.0}, ckpt_path=tmp_path / "files" / "step=0.ckpt", max_steps=4, package=package)
     assert [row.step for row in resumed.evaluations] == [0, 2, 4]
 
 
-def test_keeping_none_still_keeps_the_last(tmp_path):
-    callback = fit(tmp_path, {}, save_top_k=0)
+@both
+def test_keeping_none_still_keeps_the_last(tmp_path, package):
+    callback = fit(tmp_path, {}, save_top_k=0, package=package)
     assert callback.kept_checkpoints == []
     assert on_disk(tmp_path) == ["checkpoints.json", "last.ckpt"]
 
@@ -168,15 +184,16 @@ def on_disk_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_select_in_retrospect_and_from_a_moved_folder(tmp_path):
-    callback = fit(tmp_path, {2: 5.0, 4: 3.0, 6: 4.0}, save_top_k=-1, max_steps=6)
+@both
+def test_select_in_retrospect_and_from_a_moved_folder(tmp_path, package):
+    callback = fit(tmp_path, {2: 5.0, 4: 3.0, 6: 4.0}, save_top_k=-1, max_steps=6, package=package)
     assert callback.select() == str(tmp_path / "files" / "step=4.ckpt")
     assert callback.select("step_metric", "max") == str(tmp_path / "files" / "step=6.ckpt")
     assert callback.select("step_metric", "min") == str(tmp_path / "files" / "step=2.ckpt")
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "files", moved)
     assert select_checkpoint(moved) == str(moved / "step=4.ckpt")
-    model = Scripted({})
+    model = scripted(package, {})
     assert load_best(model, moved) == str(moved / "step=4.ckpt")
     expected = torch.load(moved / "step=4.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
@@ -184,14 +201,15 @@ def test_select_in_retrospect_and_from_a_moved_folder(tmp_path):
     assert select_checkpoint(moved) == str(moved / "step=6.ckpt")
 
 
-def test_resuming_keeps_the_list_in_the_same_and_in_a_moved_folder(tmp_path):
+@both
+def test_resuming_keeps_the_list_in_the_same_and_in_a_moved_folder(tmp_path, package):
     scores = {2: 5.0, 4: 1.0, 6: 2.0, 8: 4.0, 10: 1.5, 12: 6.0, 14: 7.0, 16: 8.0}
-    whole = fit(tmp_path / "whole", scores, max_steps=16)
-    fit(tmp_path / "cut", scores, max_steps=8)
+    whole = fit(tmp_path / "whole", scores, max_steps=16, package=package)
+    fit(tmp_path / "cut", scores, max_steps=8, package=package)
     shutil.copytree(tmp_path / "cut", tmp_path / "moved")
     for place in ("cut", "moved"):
         last = tmp_path / place / "files" / "last.ckpt"
-        resumed = fit(tmp_path / place, scores, max_steps=16, ckpt_path=last)
+        resumed = fit(tmp_path / place, scores, max_steps=16, ckpt_path=last, package=package)
         assert [(row.step, row.score, row.file) for row in resumed.evaluations] == [
             (row.step, row.score, row.file) for row in whole.evaluations
         ]
@@ -200,62 +218,70 @@ def test_resuming_keeps_the_list_in_the_same_and_in_a_moved_folder(tmp_path):
         assert CheckpointIndex.read(tmp_path / place / "files").earlier_runs == ()
 
 
-def test_resuming_into_a_new_folder_leaves_the_old_one_alone(tmp_path):
-    fit(tmp_path / "old", {2: 1.0, 4: 2.0}, max_steps=8)
+@both
+def test_resuming_into_a_new_folder_leaves_the_old_one_alone(tmp_path, package):
+    fit(tmp_path / "old", {2: 1.0, 4: 2.0}, max_steps=8, package=package)
     before = on_disk(tmp_path / "old")
     last = tmp_path / "old" / "files" / "last.ckpt"
-    resumed = fit(tmp_path / "new", {10: 0.5, 12: 0.4, 14: 0.3, 16: 0.2}, max_steps=16, ckpt_path=last)
+    resumed = fit(tmp_path / "new", {10: 0.5, 12: 0.4, 14: 0.3, 16: 0.2}, max_steps=16, ckpt_path=last, package=package)
     assert on_disk(tmp_path / "old") == before
     assert names(resumed) == ["step=16.ckpt", "step=14.ckpt"]
     assert [row.step for row in resumed.evaluations] == [2, 4, 6, 8, 10, 12, 14, 16]
 
 
-def test_resuming_from_an_earlier_file_keeps_the_abandoned_branch(tmp_path):
+@both
+def test_resuming_from_an_earlier_file_keeps_the_abandoned_branch(tmp_path, package):
     scores = {2: 1.0, 4: 2.0, 6: 0.5, 8: 0.4, 10: 0.3, 12: 0.2}
-    fit(tmp_path, scores, save_top_k=-1, max_steps=12)
-    resumed = fit(tmp_path, scores, save_top_k=-1, max_steps=12, ckpt_path=tmp_path / "files" / "step=8.ckpt")
+    fit(tmp_path, scores, save_top_k=-1, max_steps=12, package=package)
+    resumed = fit(
+        tmp_path, scores, save_top_k=-1, max_steps=12, ckpt_path=tmp_path / "files" / "step=8.ckpt", package=package
+    )
     assert [row.file for row in resumed.evaluations][-2:] == ["step=10-v1.ckpt", "step=12-v1.ckpt"]
     assert {"step=10.ckpt", "step=12.ckpt"} <= set(on_disk(tmp_path))
     earlier = CheckpointIndex.read(tmp_path / "files").earlier_runs
     assert [[row.step for row in run] for run in earlier] == [[2, 4, 6, 8, 10, 12]]
 
 
-def test_never_touches_files_of_others(tmp_path):
+@both
+def test_never_touches_files_of_others(tmp_path, package):
     folder = tmp_path / "files"
     folder.mkdir()
     others = {"step=2.ckpt": b"mine", "last.ckpt": b"mine too", "notes.txt": b"hello", ".x.h.1.tmp": b"kept"}
     for name, content in others.items():
         (folder / name).write_bytes(content)
-    callback = fit(tmp_path, {2: 3.0, 4: 2.0, 6: 1.0, 8: 0.5}, save_top_k=1, max_steps=8)
+    callback = fit(tmp_path, {2: 3.0, 4: 2.0, 6: 1.0, 8: 0.5}, save_top_k=1, max_steps=8, package=package)
     assert {name: (folder / name).read_bytes() for name in others} == others
     assert callback.last_model_path.endswith("last-v1.ckpt")
     first_index = CheckpointIndex.read(folder).evaluations
-    second = fit(tmp_path, {2: 3.0}, save_top_k=1, max_steps=2)
+    second = fit(tmp_path, {2: 3.0}, save_top_k=1, max_steps=2, package=package)
     assert {name: (folder / name).read_bytes() for name in others} == others
     assert (folder / "step=8.ckpt").exists()
     assert CheckpointIndex.read(folder).earlier_runs == (first_index,)
     assert names(second) == ["step=2-v2.ckpt"] or names(second) == ["step=2-v1.ckpt"]
 
 
-def test_the_file_resumed_from_is_not_deleted(tmp_path):
-    fit(tmp_path, {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6}, save_top_k=1, max_steps=8)
+@both
+def test_the_file_resumed_from_is_not_deleted(tmp_path, package):
+    fit(tmp_path, {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6}, save_top_k=1, max_steps=8, package=package)
     source = tmp_path / "files" / "step=4.ckpt"
-    fit(tmp_path, {6: 1.0, 8: 0.9, 10: 0.8}, save_top_k=1, max_steps=10, ckpt_path=source)
+    fit(tmp_path, {6: 1.0, 8: 0.9, 10: 0.8}, save_top_k=1, max_steps=10, ckpt_path=source, package=package)
     assert source.exists()
 
 
-def test_one_serialization_an_evaluation(tmp_path):
-    fit(tmp_path, {2: 3.0}, save_top_k=1, max_steps=2)
+@both
+def test_one_serialization_an_evaluation(tmp_path, package):
+    fit(tmp_path, {2: 3.0}, save_top_k=1, max_steps=2, package=package)
     folder = tmp_path / "files"
     assert os.path.samefile(folder / "last.ckpt", folder / "step=2.ckpt")
     assert on_disk(tmp_path) == ["checkpoints.json", "last.ckpt", "step=2.ckpt"]
 
 
-def test_averaged_weights_are_in_the_files_and_runs_resume_exactly(tmp_path):
+@both
+def test_averaged_weights_are_in_the_files_and_runs_resume_exactly(tmp_path, package):
     def run(folder: Path, steps: int, resume: Path | None = None) -> Any:
-        model = toy(PL, optimizer="adam")
+        model = toy(package, optimizer="adam")
         callbacks = [WeightEMA(decay=0.9), BestCheckpoints("val_loss", save_top_k=-1, dirpath=folder)]
-        trainer(PL, tmp_path, callbacks, max_steps=steps).fit(model, *loaders(n_batches=4), ckpt_path=resume)
+        trainer(package, tmp_path, callbacks, max_steps=steps).fit(model, *loaders(n_batches=4), ckpt_path=resume)
         return model
 
     straight = run(tmp_path / "a", 16)
@@ -268,22 +294,24 @@ def test_averaged_weights_are_in_the_files_and_runs_resume_exactly(tmp_path):
     assert not torch.equal(file["callbacks"]["WeightEMA"]["raw"]["outputs.weight"], straight.outputs.weight)
 
 
-def test_weights_only_files_hold_the_average(tmp_path):
-    model, ema = toy(PL), WeightEMA(decay=0.9)
+@both
+def test_weights_only_files_hold_the_average(tmp_path, package):
+    model, ema = toy(package), WeightEMA(decay=0.9)
     callback = BestCheckpoints("val_loss", dirpath=tmp_path / "files", save_top_k=-1, save_weights_only=True)
-    trainer(PL, tmp_path, [ema, callback]).fit(model, *loaders())
+    trainer(package, tmp_path, [ema, callback]).fit(model, *loaders())
     file = torch.load(callback.last_model_path, weights_only=True)
     assert "callbacks" not in file
     assert all(torch.equal(value, file["state_dict"][name]) for name, value in model.state_dict().items())
     assert not torch.equal(ema.state_dict()["raw"]["outputs.weight"], file["state_dict"]["outputs.weight"])
 
 
+@both
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_a_full_disk_is_told_and_training_goes_on(tmp_path, which):
+def test_a_full_disk_is_told_and_training_goes_on(tmp_path, which, package):
     """A limit on the size of files stands in for the disk: the same error of the same system call."""
     folder = tmp_path / "files"
 
-    class FullDisk(PL.Callback):
+    class FullDisk(package.Callback):
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
             full = 4 <= trainer.global_step < 8
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if full else resource.RLIM_INFINITY, soft[1]))
@@ -292,7 +320,7 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path, which):
     scores = {2: 5.0, 4: 4.0, 6: 3.0, 8: 2.0} if which == "best" else {2: 1.0, 4: 4.0, 6: 3.0, 8: 2.0}
     try:
         with pytest.warns(UserWarning, match="could not be written") as caught:
-            callback = fit(tmp_path, scores, save_top_k=1, max_steps=8, callbacks=[FullDisk()])
+            callback = fit(tmp_path, scores, save_top_k=1, max_steps=8, callbacks=[FullDisk()], package=package)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     name = "step=4.ckpt" if which == "best" else "last.ckpt"
@@ -307,6 +335,46 @@ def test_a_full_disk_is_told_and_training_goes_on(tmp_path, which):
     files = [row.file for row in callback.evaluations]
     assert files == ([None, None, None, "step=8.ckpt"] if which == "best" else ["step=2.ckpt", None, None, None])
     assert on_disk(tmp_path) == ["checkpoints.json", "last.ckpt", *names(callback)]
+
+
+def own_mounts() -> list[str]:
+    """Return the command before a program that may mount filesystems of its own; skip where none may."""
+    for command in (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"]):
+        trial = [*command, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/mnt"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(trial, capture_output=True, check=False, timeout=30).returncode == 0:
+                return command
+    pytest.skip("mounting a small filesystem is not permitted here; a limit on the size of files stands in, see above")
+
+
+@pytest.mark.slow
+@both
+def test_a_disk_that_is_really_full_is_told_and_training_goes_on(tmp_path, package):
+    disk, report = tmp_path / "disk", tmp_path / "report"
+    disk.mkdir()
+    report.mkdir()
+    command = [sys.executable, checkpoint_run.__file__, "full", package.__name__, str(disk), str(report)]
+    subprocess.run([*own_mounts(), *command], check=True, capture_output=True, timeout=120)
+    results = json.loads((report / "results.json").read_text())
+    assert results["steps"] == 10
+    assert results["told"] == [
+        f"{disk / name} could not be written (No space left on device): training goes on, and the checkpoints before "
+        "it are intact. Make room or correct the folder's permissions before the next evaluation."
+        for name in ("step=4.ckpt", "checkpoints.json", "step=6.ckpt", "checkpoints.json")
+    ]
+    # While the disk was full: what there was before.
+    full = report / "full"
+    assert on_disk_in(full) == ["checkpoints.json", "last.ckpt", "step=2.ckpt"]
+    assert select_checkpoint(full) == str(full / "step=2.ckpt")
+    for name in ("step=2.ckpt", "last.ckpt"):
+        assert torch.load(full / name, weights_only=True)["global_step"] == 2
+    # Afterwards it goes on where it can: the scores of all evaluations, the files of those with room.
+    end = report / "end"
+    assert results["files"] == [None, None, None, None, "step=10.ckpt"]
+    assert results["best"] == "step=10.ckpt"
+    assert on_disk_in(end) == ["checkpoints.json", "last.ckpt", "step=10.ckpt"]
+    assert [row.step for row in CheckpointIndex.read(end).evaluations] == [2, 4, 6, 8, 10]
+    assert torch.load(end / "last.ckpt", weights_only=True)["global_step"] == 10
 
 
 def test_a_failed_write_leaves_the_file_before(tmp_path):
@@ -339,37 +407,18 @@ def test_leftovers_of_dead_processes_only(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
-KILLED = """
-import sys, warnings
-warnings.simplefilter("ignore")
-sys.path.insert(0, {tests!r})
-import pytorch_lightning as PL
-from averaging_toys import loaders, toy, trainer
-from playbook_plugins.lightning.checkpoints import BestCheckpoints
-from playbook_plugins.lightning.weight_ema import WeightEMA
-callbacks = [WeightEMA(decay=0.9), BestCheckpoints("val_loss", save_top_k=3, dirpath={folder!r})]
-fitted = trainer(PL, {folder!r}, callbacks, max_steps=100000, max_epochs=-1, val_check_interval=1)
-model = toy(PL, learning_rate=1e-4)
-print("ready", flush=True)
-fitted.fit(model, *loaders())
-"""
-
-
-def kill_while_saving(folder: Path, rng: random.Random, temporary: str | None) -> None:
+def kill_while_saving(folder: Path, package: Any, rng: random.Random, temporary: str | None) -> None:
     """Start a run that saves at every step, and kill it somewhere."""
-    tests = str(Path(__file__).parent)
     environment = dict(os.environ, OMP_NUM_THREADS="1") | ({} if temporary is None else {"TMPDIR": temporary})
-    script = KILLED.format(tests=tests, folder=str(folder))
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, checkpoint_run.__file__, "killed", package.__name__, str(folder)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     while not (folder / "checkpoints.json").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 0.4))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     process.stdout.close()
 
 
@@ -390,21 +439,27 @@ def elsewhere(tmp_path: Path) -> str | None:
     return str(memory) if memory.is_dir() and memory.stat().st_dev != tmp_path.stat().st_dev else None
 
 
-def test_killed_runs_list_whole_files_only(tmp_path):
-    kill_while_saving(tmp_path / "run", random.Random(0), elsewhere(tmp_path))
+def test_a_killed_run_lists_whole_files_only(tmp_path):
+    kill_while_saving(tmp_path / "run", PL, random.Random(0), elsewhere(tmp_path))
     check_after_kill(tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40))
-def test_many_killed_runs_list_whole_files_only(tmp_path, seed):
-    kill_while_saving(tmp_path / "run", random.Random(seed), elsewhere(tmp_path) if seed % 2 else None)
+@both
+@pytest.mark.parametrize("temporary", ["here", "elsewhere"])
+@pytest.mark.parametrize("seed", range(10))
+def test_many_killed_runs_list_whole_files_only(tmp_path, seed, temporary, package):
+    folder = elsewhere(tmp_path) if temporary == "elsewhere" else str(tmp_path)
+    if folder is None:
+        pytest.skip("/dev/shm is no other filesystem here")
+    kill_while_saving(tmp_path / "run", package, random.Random(f"{seed} {temporary} {package.__name__}"), folder)
     check_after_kill(tmp_path / "run")
 
 
-def test_early_stopping_is_warned_of(tmp_path):
+@both
+def test_early_stopping_is_warned_of(tmp_path, package):
     with pytest.warns(UserWarning, match="EarlyStopping") as caught:
-        fit(tmp_path, {}, max_steps=2, callbacks=[EarlyStopping("scripted")])
+        fit(tmp_path, {}, max_steps=2, callbacks=[EarlyStopping("scripted")], package=package)
     assert str(caught[0].message) == (
         "EarlyStopping is among the callbacks: a run that ends on a noisy evaluation biases the best step, which tells "
         "whether to train longer. The playbook's advice is to train for max_steps and to select the best checkpoint "
@@ -431,9 +486,10 @@ def test_bad_arguments():
     )
 
 
-def test_a_metric_that_was_not_logged(tmp_path):
+@both
+def test_a_metric_that_was_not_logged(tmp_path, package):
     callback = BestCheckpoints("accuracy", "max", dirpath=tmp_path)
-    message = message_of(trainer(PL, tmp_path, [callback]).fit, toy(PL), *loaders())
+    message = message_of(trainer(package, tmp_path, [callback]).fit, toy(package), *loaders())
     assert message == (
         "`monitor` is 'accuracy': no such metric was logged at step 4. Log it in validation_step, or pass one of "
         "['step_metric', 'val_loss']."

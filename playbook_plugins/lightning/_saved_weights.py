@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from playbook_plugins.lightning._support import DEEPSPEED, SHARDED
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 # what was collected must be copied before the view ends; a view that exchanges storages needs no copy.
 View: TypeAlias = Callable[[], AbstractContextManager[bool]]
 
-_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _METHOD = "lightning_module_state_dict"
 
 
@@ -70,7 +71,7 @@ def refuse_sharded(trainer: pl.Trainer, callback: str, remedy: str) -> None:
         For FSDP, DeepSpeed and model-parallel strategies.
     """
     name = type(trainer.strategy).__name__
-    if any(base.__name__ in _SHARDED for base in type(trainer.strategy).__mro__):
+    if any(base.__name__ in (*SHARDED, *DEEPSPEED) for base in type(trainer.strategy).__mro__):
         raise ValueError(
             f"`strategy` is {name}, which shards the model: {callback} needs the whole parameters on every rank. "
             f"Train with a single device or with DDP, or {remedy}."

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
 # By name: the strategies of both packages match, and none of their optional dependencies is imported.
-SHARDED = ("FSDPStrategy", "ModelParallelStrategy")
+SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 DEEPSPEED = ("DeepSpeedStrategy",)
 SPAWNED = ("_MultiProcessingLauncher",)
 

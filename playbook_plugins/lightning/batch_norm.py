@@ -174,6 +174,13 @@ class BatchNormSync(CallbackBase):
         self._pool()
 
     @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the pooled statistics in the module where nothing was left to train, and an evaluation may follow."""
+        self._finished = True
+        if self._gathered is not None:
+            self._pool()
+
+    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Put this rank's own statistics back; the other ranks may be gone, so that no collective follows."""
         self._alone = True
@@ -244,7 +251,8 @@ class BatchNormSync(CallbackBase):
         if self._trainer is None or self._trainer.world_size == 1 or self._worn or not self._buffers():
             return False
         if self._gathered is None:
-            if self._alone:
+            # Callbacks that save in on_exception may come before this one.
+            if self._alone or self._trainer.interrupted:
                 return False
             own = self._own()
             rows = [torch.empty_like(own) for _ in range(self._trainer.world_size)]

@@ -6,15 +6,13 @@ batch size at least as large as the one for training.
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from typing_extensions import override
 
 from playbook_plugins.lightning._base import CallbackBase
 from playbook_plugins.lightning._support import DEEPSPEED, is_fitting, refuse, warn
+from playbook_plugins.lightning.random_state import capture, restore
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -111,13 +109,24 @@ class PeriodicEvaluation(CallbackBase):
         if not self._restored and trainer.global_step == 0:
             self._last_step = -1
         self._restored = False
+        loop: Any = trainer.fit_loop
+        run = loop.run
+
+        def run_and_evaluate() -> None:
+            run()
+            # A run resumed after its last step: Lightning trains nothing, and leaves the hooks of training out.
+            if trainer.global_step > max(self._last_step, 0):
+                self._evaluate(trainer)
+
+        loop.run = run_and_evaluate
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
+        step, loop = trainer.global_step, trainer.fit_loop.epoch_loop
         if self._is_due(step):
             self._evaluate(trainer)
-        loop = trainer.fit_loop.epoch_loop
+            # Of an epoch whose batches are all done, Lightning runs the end only where no evaluation has run yet.
+            loop.val_loop._has_run = False
         if step and loop.restarting and (step == self._last_step or loop._num_ready_batches_reached()):
             # The checkpoint was written after the batch: Lightning passes over its end, this evaluation included, when
             # it finds one due there; otherwise it would train on one more batch.
@@ -130,7 +139,7 @@ class PeriodicEvaluation(CallbackBase):
     ) -> None:
         step = trainer.global_step
         if step != self._last_step and (self._is_due(step) or _is_last(trainer)):
-            self._rng = _rng_state()
+            self._rng = capture()
             self._open(trainer)
         else:
             trainer.check_val_every_n_epoch = _NEVER
@@ -142,7 +151,7 @@ class PeriodicEvaluation(CallbackBase):
         self._last_step = trainer.global_step
         trainer.check_val_every_n_epoch = _NEVER
         if self._rng is not None:
-            _restore_rng(self._rng)
+            restore(self._rng)
             self._rng = None
 
     @override
@@ -179,7 +188,7 @@ class PeriodicEvaluation(CallbackBase):
 
     def _evaluate(self, trainer: Trainer) -> None:
         """Run the validation loop as the training loop does, between two batches."""
-        self._rng = _rng_state()
+        self._rng = capture()
         connector = trainer._logger_connector
         first_loop_iter = connector._first_loop_iter
         val_loop = trainer.fit_loop.epoch_loop.val_loop
@@ -191,6 +200,7 @@ class PeriodicEvaluation(CallbackBase):
         connector._first_loop_iter = first_loop_iter
 
     def _give_back(self, trainer: Trainer) -> None:
+        vars(trainer.fit_loop).pop("run", None)
         if self._settings is not None:
             for name in _OFF:
                 if name in self._settings:
@@ -230,18 +240,3 @@ def _batch_sizes(loaders: Any) -> list[int]:
         for loader in loaders
     )
     return [size for size in sizes if isinstance(size, int)]
-
-
-def _rng_state() -> dict[str, Any]:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _restore_rng(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -25,7 +25,8 @@ from playbook_plugins.analysis.learning_rate_limit import check_learning_rate_li
 from playbook_plugins.analysis.records import TrialRecord
 from playbook_plugins.analysis.stability import check_stability
 from playbook_plugins.lightning._support import inform
-from playbook_plugins.lightning.evaluation import PeriodicEvaluation, _restore_rng, _rng_state
+from playbook_plugins.lightning.evaluation import PeriodicEvaluation
+from playbook_plugins.lightning.random_state import capture, restore
 from playbook_plugins.lightning.rate_scaling import RateScaling
 from playbook_plugins.lightning.step_watch import StepWatch
 from playbook_plugins.lightning.untouched import (
@@ -176,11 +177,11 @@ def probe_instability(
     if accelerator != "cpu" and torch.cuda.is_available():
         # Only then does the device have a random state that every run can start from.
         torch.cuda.init()  # type: ignore[no-untyped-call]
-    start, sources = _rng_state(), random_sources([data, validation])
+    start, sources = capture(), random_sources([data, validation])
     records: dict[float, TrialRecord] = {}
     try:
         for factor in factors:
-            _restore_rng(start)
+            restore(start)
             restore_sources(sources)
             watch = StepWatch(monitor)
             stack = [RateScaling(factor, max_steps, training_steps), watch, *(copy.deepcopy(one) for one in callbacks)]
@@ -203,7 +204,7 @@ def probe_instability(
             records[factor] = watch.record()
             inform(trainer, _line(len(records), len(factors), factor, records[factor]))
     finally:
-        _restore_rng(start)
+        restore(start)
         restore_sources(sources)
     found = check_learning_rate_limit(records)
     for factor, record in records.items():
