@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from averaging_toys import LIGHTNING_WARNINGS, PACKAGES, WeightRecorder, loaders, refusal_of_sharding, toy, trainer
 from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.plugins.precision import MixedPrecision
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from playbook_plugins.lightning.weight_average import WeightAverage
+from playbook_plugins.lightning.weight_average import WeightAverage, automatic_interval
 from playbook_plugins.lightning.weight_ema import WeightEMA
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_WARNINGS]
@@ -106,6 +106,78 @@ def test_default_half_life_is_five_percent_of_training(tmp_path):
         torch.testing.assert_close(default.state_dict()[name], value, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("half_life", "interval"),
+    [(1e-4, 1), (1, 1), (299, 1), (300, 3), (499, 3), (500, 5), (693, 5), (1e6, 5), (1e20, 5)],
+)
+def test_automatic_interval(half_life, interval):
+    assert automatic_interval(0.5 ** (1 / half_life)) == interval
+
+
+def shares(half_life: float, interval: int, n_updates: int) -> torch.Tensor:
+    """The share of the weights of each step in the average, oldest first: what the average makes of unit vectors."""
+    n_steps = 1 + interval * n_updates
+    model = nn.Linear(n_steps, 1, bias=False).double()
+    average, optimizers = WeightAverage(model), [torch.optim.SGD(model.parameters())]
+    for step in range(0, n_steps, interval):
+        with torch.no_grad():
+            model.weight.zero_()[0, step] = 1
+        average.update(0, optimizers, 1 - 0.5 ** (interval / half_life))
+    return average.average_values(model.weight)[0]
+
+
+def test_the_automatic_interval_keeps_the_share_of_every_few_steps_and_averages_noise_and_swings_away():
+    half_life = 300
+    sparse, dense = shares(half_life, 3, n_updates=800), shares(half_life, 1, n_updates=2400)
+    torch.testing.assert_close(sparse[1:].view(-1, 3).sum(1), dense[1:].view(-1, 3).sum(1))
+    assert float(sparse.sum()) == pytest.approx(1)
+    # The first step's share, a half-life of 8 old, is the rest of the memory that is still cut off here.
+    assert float(sparse.square().sum()) == pytest.approx(0.00347, rel=0.01)
+    assert float(dense.square().sum()) == pytest.approx(0.00347 / 3, rel=0.02)
+    swings = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    assert abs(float(sparse @ swings.repeat(1201)[:2401])) < 0.01
+    even = shares(half_life, 2, n_updates=1200)
+    assert float(even @ swings.repeat(1201)[:2401]) == pytest.approx(1)
+
+
+@both
+@pytest.mark.parametrize(
+    ("arguments", "every"),
+    [
+        ({"half_life": 500}, 5),
+        ({"half_life": 300}, 3),
+        ({"half_life": 299}, 1),
+        ({"decay": 0.999}, 1),
+        ({"half_life": 500, "update_every_n_steps": 2}, 2),
+    ],
+)
+def test_interval_of_a_fit(tmp_path, package, arguments, every):
+    model, recorder, ema = toy(package), WeightRecorder(), WeightEMA(**arguments)
+    trainer(package, tmp_path, [recorder, ema], max_steps=18, max_epochs=-1).fit(model, *loaders())
+    assert ema.n_steps_per_update == every
+    assert ema.n_steps == (18,)
+    assert ema.n_updates == (len(range(0, 18, every)),)
+    decay = arguments.get("decay", 0.5 ** (1 / arguments.get("half_life", 1)))
+    for name in averaged_names(model):
+        expected = reference(recorder.weights, name, decay, every=every)
+        torch.testing.assert_close(model.state_dict()[name].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_with_an_automatic_interval_resumes_bit_for_bit(tmp_path):
+    class Save(PL.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.global_step == 8:  # two steps after an update
+                trainer.save_checkpoint(tmp_path / "8.ckpt")
+
+    straight, resumed = toy(PL, optimizer="adam"), toy(PL, optimizer="adam")
+    trainer(PL, tmp_path, [WeightEMA(half_life=500), Save()]).fit(straight, *loaders())
+    ema = WeightEMA(half_life=500)
+    trainer(PL, tmp_path, [ema]).fit(resumed, *loaders(), ckpt_path=tmp_path / "8.ckpt")
+    assert ema.n_updates == (3,)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
 def test_warmup_shortens_the_memory_of_the_first_updates(tmp_path):
     recorder, model = WeightRecorder(), toy(PL)
     trainer(PL, tmp_path, [recorder, WeightEMA(decay=0.9, warmup=True)]).fit(model, *loaders())
@@ -133,22 +205,65 @@ def test_training_weights_are_back_after_an_interrupted_evaluation(tmp_path, pac
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
 
 
-def test_training_weights_are_back_after_sigterm_during_evaluation(tmp_path):
-    model, recorder = toy(PL), WeightRecorder()
+@both
+def test_training_weights_are_back_after_sigterm_during_evaluation(tmp_path, package):
+    model, recorder = toy(package), WeightRecorder()
 
-    class Terminated(PL.Callback):
+    class Terminated(package.Callback):
         def on_validation_batch_start(self, *args: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SIGTERMException):
-            trainer(PL, tmp_path, [recorder, WeightEMA(decay=0.5), Terminated()]).fit(model, *loaders())
+        with pytest.raises(package.utilities.exceptions.SIGTERMException):
+            trainer(package, tmp_path, [recorder, WeightEMA(decay=0.5), Terminated()]).fit(model, *loaders())
     finally:
         signal.signal(signal.SIGTERM, handler)
     for name, value in model.state_dict().items():
         assert torch.equal(value, recorder.weights[3][name]), name
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["exchanged", "copied"])
+def test_training_values_are_back_after_an_interrupt_at_any_line_of_a_swap(in_place):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    average = WeightAverage(model)
+    average.in_place = average._copies = in_place
+    average.update(0, [torch.optim.SGD(model.parameters())], 1.0)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.5)
+    raw = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def is_interrupted(line: int) -> bool:
+        n_lines = 0
+
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal n_lines
+            if not frame.f_code.co_filename.endswith("weight_average.py"):
+                return None
+            n_lines += event == "line"
+            if n_lines == line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            average.wear()
+            average.take_off()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    line = 1
+    while is_interrupted(line):
+        average.take_off()
+        assert not average.worn
+        assert all(torch.equal(value, raw[name]) for name, value in model.state_dict().items()), line
+        line += 1
+    assert line > 30
 
 
 @both
@@ -201,6 +316,27 @@ def test_a_file_saved_after_the_fit_still_resumes_from_the_raw_weights(tmp_path)
     )
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@both
+def test_a_finished_run_that_is_resumed_ends_with_the_average(tmp_path, package):
+    model, resumed = toy(package), toy(package)
+    settings = {"max_epochs": 3, "max_steps": -1, "val_check_interval": 1.0}
+    fitted = trainer(package, tmp_path, [WeightEMA(decay=0.9)], **settings)
+    fitted.fit(model, *loaders(n_batches=2))
+    fitted.save_checkpoint(tmp_path / "end.ckpt")
+    ema = WeightEMA(decay=0.9)
+    again = trainer(package, tmp_path, [ema], **settings)
+    again.fit(resumed, *loaders(n_batches=2), ckpt_path=tmp_path / "end.ckpt")
+    assert ema.n_updates == (6,)
+    for name, value in model.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    # A further fit with more to do goes on from the raw weights, as it does where the run ended.
+    for one, its_model in ((fitted, model), (again, resumed)):
+        one.fit_loop.max_epochs = 5
+        one.fit(its_model, *loaders(n_batches=2))
+    assert ema.n_updates == (10,)
+    assert torch.equal(resumed.outputs.weight, model.outputs.weight)
 
 
 def test_a_second_fit_goes_on_from_the_raw_weights(tmp_path):
@@ -308,6 +444,37 @@ def test_several_optimizers_have_their_own_counts_and_averages(tmp_path):
     for name in averaged_names(model):
         expected = reference(model.history[name.partition(".")[0]], name, 0.7)
         torch.testing.assert_close(model.state_dict()[name].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflow_of_one_optimizer_is_no_step_of_that_one(tmp_path, fused):
+    class Overflowing(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            outputs = self.first(batch[0])
+            for index, optimizer in enumerate(self.optimizers()):
+                optimizer.zero_grad()
+                loss = outputs.square().mean() if index == 0 else self.second(outputs.detach()).square().mean()
+                overflows = batch_idx in ((0, 5), (2, 3, 7))[index]
+                self.manual_backward(loss * torch.inf if overflows else loss)
+                optimizer.step()
+                if not overflows:
+                    state = {name: value.clone() for name, value in self.state_dict().items()}
+                    self.history[("first", "second")[index]].append(state)
+
+        def configure_optimizers(self) -> Any:
+            return [
+                torch.optim.SGD(self.first.parameters(), 0.1, fused=fused),
+                torch.optim.Adam(self.second.parameters(), 0.1, fused=fused),
+            ]
+
+    model, ema = Overflowing(), WeightEMA(decay=0.7)
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))
+    settings = {"max_steps": -1, "max_epochs": 1, "val_check_interval": 1.0}
+    trainer(PL, tmp_path, [ema], plugins=[plugin], **settings).fit(model, loaders()[0])
+    assert ema.n_steps == ema.n_updates == (6, 5)
+    for name, _ in model.named_parameters():
+        expected = reference(model.history[name.partition(".")[0]], name, 0.7)
+        torch.testing.assert_close(model.state_dict()[name].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_tied_weights_are_averaged_once_and_stay_tied(tmp_path):

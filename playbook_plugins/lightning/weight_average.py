@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _STATISTICS = ("running_mean", "running_var")
+_INTERVALS = (5, 3)  # odd, the longest first; a longer one would save little more
+_HALF_LIFE_PER_INTERVAL = 100  # steps of half-life for each step between two updates
 
 
 @dataclass(slots=True, eq=False)
 class _Averaged:
-    """One tensor of the module and its average; `raw` holds the training values while the module wears the average."""
+    """One tensor of the module and its average."""
 
     name: str
     tensor: Tensor
     average: Tensor
-    raw: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +58,10 @@ class WeightAverage:
         self.full_precision = full_precision
         self.in_place = needs_copies(module)
         self.worn = False
+        self._copies = self.in_place  # whether wearing makes tensors: copies, or casts of averages in a wider type
         self._tensors = averageable(module)
         self._entries: dict[int, _Averaged] = {}  # by the id of the module's tensor, which a tied weight has once
+        self._raw: dict[int, Tensor] = {}  # the training values of what the module wears, by the same ids
         self._groups: dict[int, _Group] = {}
 
     @property
@@ -69,7 +72,12 @@ class WeightAverage:
     def insert(self, name: str, average: Tensor) -> None:
         """Begin with a given average of a tensor, as a checkpoint holds it."""
         tensor = self._tensors[name]
-        self._entries[id(tensor)] = _Averaged(name, tensor, average.to(tensor.device))
+        self._add(_Averaged(name, tensor, average.to(tensor.device)))
+
+    def _add(self, entry: _Averaged) -> _Averaged:
+        self._entries[id(entry.tensor)] = entry
+        self._copies = self._copies or entry.average.dtype is not entry.tensor.dtype
+        return entry
 
     @torch.no_grad()
     def update(self, index: int, optimizers: Sequence[Optimizer], weight: float) -> None:
@@ -112,7 +120,7 @@ class WeightAverage:
                 average = tensor.detach().clone()
                 if self.full_precision and tensor.dtype in (torch.float16, torch.bfloat16):
                     average = average.float()
-                entry = self._entries[id(tensor)] = _Averaged(name, tensor, average)
+                entry = self._add(_Averaged(name, tensor, average))
             if entry.average.dtype == tensor.dtype:
                 group.averages.append(entry.average)
                 group.tensors.append(tensor)
@@ -122,34 +130,50 @@ class WeightAverage:
         return group
 
     def wear(self) -> None:
-        """Put the average into the module."""
-        # Lightning evaluates under inference mode; a tensor made there could not be trained afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            self.worn = bool(self._entries)
-            for entry in self._entries.values():
-                if entry.raw is None:
-                    entry.raw = entry.tensor.detach().clone() if self.in_place else entry.tensor.data
-                    self._show(entry.tensor, entry.average)
+        """Put the average into the module; safe after an interrupt in the middle of another `wear`."""
+        self.worn = bool(self._entries)
+        if self._copies:
+            # Lightning evaluates under inference mode; a tensor made there could not be trained afterwards.
+            with torch.inference_mode(False), torch.no_grad():
+                self._put_on()
+        else:
+            # The contexts would cost more than the exchange, which makes no tensor.
+            self._put_on()
+
+    def _put_on(self) -> None:
+        worn = self._raw
+        for key, entry in self._entries.items():
+            if key in worn:
+                continue
+            # Noted before the exchange, so that an interrupt between the two loses nothing.
+            if self._copies:
+                worn[key] = entry.tensor.detach().clone() if self.in_place else entry.tensor.data
+                self._show(entry.tensor, entry.average)
+            else:
+                worn[key] = entry.tensor.data
+                entry.tensor.data = entry.average
 
     def take_off(self) -> None:
-        """Put the training values back; safe after an interrupt in the middle of `wear`."""
-        with torch.inference_mode(False), torch.no_grad():
-            for entry in self._entries.values():
-                if entry.raw is not None:
-                    self._show(entry.tensor, entry.raw)
-                    entry.raw = None
-            self.worn = False
+        """Put the training values back; safe after an interrupt in the middle of `wear` or of `take_off`."""
+        for key, raw in self._raw.items():
+            tensor = self._entries[key].tensor
+            if self.in_place:
+                tensor.data.copy_(raw)
+            else:
+                tensor.data = raw
+        self._raw = {}
+        self.worn = False
 
     def _show(self, tensor: Tensor, values: Tensor) -> None:
         if self.in_place:
             tensor.data.copy_(values)
         else:
-            tensor.data = values.data.to(tensor.dtype)  # the same storage where the types agree
+            tensor.data = values.to(tensor.dtype)  # the same storage where the types agree
 
     def raw_values(self, tensor: Tensor) -> Tensor:
         """Return the training values of a tensor of the module, whichever values it holds now."""
-        entry = self._entries.get(id(tensor))
-        return tensor.data if entry is None or entry.raw is None else entry.raw
+        raw = self._raw.get(id(tensor))
+        return tensor.data if raw is None else raw
 
     def average_values(self, tensor: Tensor) -> Tensor | None:
         """Return the average of a tensor of the module; None where it has none."""
@@ -158,15 +182,16 @@ class WeightAverage:
 
     def replace_values(self, tensor: Tensor, raw: Tensor, average: Tensor | None) -> None:
         """Replace the training values and the average of a tensor of the module; the given tensors are kept."""
-        entry = self._entries.get(id(tensor))
-        if entry is None or entry.raw is None:
-            self._show(tensor, raw)
+        worn = id(tensor) in self._raw
+        if worn:
+            self._raw[id(tensor)] = raw
         else:
-            entry.raw = raw
+            self._show(tensor, raw)
+        entry = self._entries.get(id(tensor))
         if entry is not None and average is not None:
             # The tensor object stays, because the lists of the grouped update hold it.
             entry.average.data = average
-            if entry.raw is not None:
+            if worn:
                 self._show(tensor, average)
 
     def raw_by_name(self) -> dict[str, Tensor]:
@@ -183,9 +208,10 @@ class WeightAverage:
 
     def move_to_module(self) -> None:
         """Move averages and training values to the device where the module is now."""
-        for entry in self._entries.values():
+        for key, entry in self._entries.items():
             entry.average = entry.average.to(entry.tensor.device)
-            entry.raw = None if entry.raw is None else entry.raw.to(entry.tensor.device)
+            if key in self._raw:
+                self._raw[key] = self._raw[key].to(entry.tensor.device)
         self._groups = {}
 
     def checksum(self) -> Tensor:
@@ -211,6 +237,20 @@ def averageable(model: torch.nn.Module) -> dict[str, Tensor]:
         for name, buffer in running_statistics(module):
             found[f"{prefix}.{name}" if prefix else name] = buffer
     return found
+
+
+def automatic_interval(decay: float) -> int:
+    """Return after how many optimizer steps to update an average, so that it is hardly another: 1, 3 or 5.
+
+    Parameters
+    ----------
+    decay
+        The share of the average that one optimizer step keeps, in [0, 1].
+    """
+    for interval in _INTERVALS:
+        if decay >= 0.5 ** (1 / (_HALF_LIFE_PER_INTERVAL * interval)):
+            return interval
+    return 1
 
 
 def needs_copies(model: torch.nn.Module) -> bool:
