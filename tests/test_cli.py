@@ -34,6 +34,8 @@ NEEDED = {
     "PeriodicEvaluation": {"every_n_steps": 20},
     "TrialRecorder": {"monitor": "val_loss", "mode": "min"},
     "BestCheckpoints": {"monitor": "val_loss"},
+    "ClassCounts": {"classes": 3},
+    "FixedExamples": {"n": 4},
 }
 EXPORTED = [
     name

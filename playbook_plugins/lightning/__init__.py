@@ -10,9 +10,12 @@ from playbook_plugins.lightning.batch_size_probe import BatchSizeProbe as BatchS
 from playbook_plugins.lightning.checkpoint_index import load_best as load_best
 from playbook_plugins.lightning.checkpoint_index import select_checkpoint as select_checkpoint
 from playbook_plugins.lightning.checkpoints import BestCheckpoints as BestCheckpoints
+from playbook_plugins.lightning.class_counts import ClassCounts as ClassCounts
 from playbook_plugins.lightning.clipping import PercentileGradientClipping as PercentileGradientClipping
 from playbook_plugins.lightning.evaluation import PeriodicEvaluation as PeriodicEvaluation
 from playbook_plugins.lightning.exact_validation import exact_validation_loader as exact_validation_loader
+from playbook_plugins.lightning.fixed_examples import FixedExamples as FixedExamples
+from playbook_plugins.lightning.fixed_examples import load_fixed_examples as load_fixed_examples
 from playbook_plugins.lightning.ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from playbook_plugins.lightning.ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
 from playbook_plugins.lightning.ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
