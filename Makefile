@@ -13,9 +13,10 @@ OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 OLDEST_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
 	halton halton_sampler halton_workers indices coordinates rounds recovery trials trials_from_study \
-	optimizer_space next_round new_bounds exploitation tracking build_optimizer warmup clipping weight_ema batch_norm \
-	checkpoints evaluation recorder stack support divergence gradient_norms throughput throughput_text stability \
-	instability recommended training_snapshot batch_size_probe ghost_batch_norm resumable_loader))
+	optimizer_space next_round new_bounds exploitation tracking build_optimizer warmup clipping weight_ema \
+	weight_ema_users batch_norm checkpoints evaluation recorder stack support divergence gradient_norms throughput \
+	throughput_text stability instability recommended training_snapshot batch_size_probe ghost_batch_norm \
+	resumable_loader host_parity))
 
 .PHONY: help demo test test-oldest test-slow lint bench test-system-packages clean
 
