@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from playbook_plugins.analysis.batch_size_fit import fit_critical_size, interval_of_critical_size
 from playbook_plugins.analysis.concave_fit import concave_fit
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.gradient_noise import GradientNoiseScale
@@ -31,11 +32,6 @@ _MIN_SIZES = 4
 _MAX_RISE = 1.25
 # A doubling that saves exactly a tenth saves a tenth, whichever way its last bits were rounded.
 _ROUNDING = 1e-9
-# B_crit is looked for from the smallest batch size over this to the largest times this; beyond, the curve is a
-# straight line to six digits.
-_SPAN = 1e3
-_GRID = 241
-_FINE_GRID = 4001
 # Simulated with 5% of noise in tests/test_batch_size.py: 9 sizes that all need the same steps seem to rise; a largest
 # size that still saves a fifth of the steps of half of it seems to save nothing.
 _RISE_ERROR_RATE = 0.03
@@ -232,7 +228,7 @@ def critical_batch_size(
     value = low = high = minimal = noise = None
     refusal = _early_refusal(rise, len(np.unique(x)))
     if len(np.unique(x)) >= 2 and len(x) >= 3:
-        fit, sse = _fit(x, y[np.newaxis])
+        fit, sse = fit_critical_size(x, y[np.newaxis])
         estimate, noise = float(np.exp(fit[0])), math.sqrt(float(sse[0]) / (len(x) - 2))
         if refusal is None and estimate > x.max():
             refusal = Refusal.NOT_REACHED
@@ -241,7 +237,9 @@ def critical_batch_size(
         elif refusal is None:
             value = estimate
             minimal = float(np.exp(np.mean(y - np.log1p(estimate / x))))
-            low, high = _interval(x, y, estimate, noise, confidence, n_resamples, np.random.default_rng(seed))
+            low, high = interval_of_critical_size(
+                x, y, estimate, noise, confidence, n_resamples, np.random.default_rng(seed)
+            )
     return CriticalBatchSize(
         batch_size=distinct,
         steps=level,
@@ -386,64 +384,3 @@ def _regime(gain: float) -> ScalingRegime | None:
     if gain >= NEARLY_DOUBLES * (1 - _ROUNDING):
         return ScalingRegime.PERFECT
     return ScalingRegime.DIMINISHING if gain >= PAYS * (1 - _ROUNDING) else ScalingRegime.MAXIMAL
-
-
-def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(values - values.mean(axis=-1, keepdims=True), dtype=np.float64)
-
-
-def _shape(u: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return log(1 + exp(u) / x) less its mean over x, shape (len(u), len(x)): S_min has gone with the mean."""
-    return _centred(np.log1p(np.exp(u)[:, np.newaxis] / x))
-
-
-def _sum_of_squares(u: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the residual sums of squares at log B_crit = u, shape (len(y),), row by row of y, shape (len(y), n)."""
-    return np.asarray(np.sum((_centred(y) - _shape(u, x)) ** 2, axis=1), dtype=np.float64)
-
-
-def _search_range(x: NDArray[np.float64], n_points: int) -> NDArray[np.float64]:
-    return np.linspace(math.log(x.min() / _SPAN), math.log(x.max() * _SPAN), n_points)
-
-
-def _fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return log B_crit of the closest curves and their sums of squares, shapes (len(y),), for y of shape (., n).
-
-    The best point of a grid, which no local minimum can hide, and Gauss-Newton steps from there to the next points.
-    """
-    grid = _search_range(x, _GRID)
-    shapes = _shape(grid, x)
-    best = np.argmin(np.sum(shapes**2, axis=1) - 2 * _centred(y) @ shapes.T, axis=1)
-    u, width = grid[best], grid[1] - grid[0]
-    is_inside = (best > 0) & (best < _GRID - 1)
-    for _ in range(12):
-        slope = _centred(np.exp(u)[:, np.newaxis] / (x + np.exp(u)[:, np.newaxis]))
-        step = np.sum(slope * (_centred(y) - _shape(u, x)), axis=1) / np.maximum(np.sum(slope**2, axis=1), 1e-300)
-        u = np.where(is_inside, np.clip(u + step, grid[best] - width, grid[best] + width), u)
-    return u, _sum_of_squares(u, x, y)
-
-
-def _interval(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    estimate: float,
-    noise: float,
-    confidence: float,
-    n_resamples: int,
-    generator: np.random.Generator,
-) -> tuple[float, float]:
-    """Return the lower and upper end for B_crit: 0 and +inf where the search range does not bound it."""
-    if noise < 1e-9:
-        return estimate, estimate
-    truth = np.full(n_resamples, math.log(estimate))
-    resampled = np.log1p(estimate / x) + noise * generator.standard_normal((n_resamples, len(x)))
-    least = _fit(x, resampled)[1]
-    excess = _sum_of_squares(truth, x, resampled) / least
-    allowed = float(np.quantile(excess, confidence)) * noise**2 * (len(x) - 2)
-    grid = _search_range(x, _FINE_GRID)
-    inside = np.flatnonzero(_sum_of_squares(grid, x, np.broadcast_to(y, (_FINE_GRID, len(x)))) <= allowed)
-    if not len(inside):
-        return estimate, estimate
-    low = 0.0 if inside[0] == 0 else min(float(np.exp(grid[inside[0]])), estimate)
-    high = math.inf if inside[-1] == _FINE_GRID - 1 else max(float(np.exp(grid[inside[-1]])), estimate)
-    return low, high
