@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from playbook_plugins.analysis import Finding
+from playbook_plugins.report.checklist_flags import CHECKLIST_FLAGS
 from playbook_plugins.report.phrases import (
     Numbers,
     Words,
@@ -183,4 +184,5 @@ FLAGS: dict[str, Callable[[Finding], Words | None]] = {
     "best step": _best_step,
     "isolation": _isolation,
     **RUN_FLAGS,
+    **CHECKLIST_FLAGS,
 }

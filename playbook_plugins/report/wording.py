@@ -10,9 +10,12 @@ import re
 from dataclasses import dataclass
 
 from playbook_plugins.analysis import Finding, Verdict
+from playbook_plugins.report.checklist_flags import CHECKLIST_FLAGS
+from playbook_plugins.report.checklist_flags import QUESTIONS as CHECKLIST_QUESTIONS
 from playbook_plugins.report.flags import FLAGS, crowding, infeasible_share
 from playbook_plugins.report.phrases import Words, has, listed, number_text, percent, split_subject, where_asked
-from playbook_plugins.report.run_flags import QUESTIONS, RUN_FLAGS, too_little
+from playbook_plugins.report.run_flags import QUESTIONS as RUN_QUESTIONS
+from playbook_plugins.report.run_flags import RUN_FLAGS, too_little
 
 PLAYBOOK = "https://github.com/google-research/tuning_playbook"
 
@@ -32,7 +35,8 @@ _QUESTIONS = {
     "boundary": "best trials crowding against the bound of {}",
     "best step": "best steps that gather early or late in training",
     "isolation": "a difference between the values of {} at their best",
-    **QUESTIONS,
+    **RUN_QUESTIONS,
+    **CHECKLIST_QUESTIONS,
 }
 
 
@@ -120,7 +124,7 @@ def _no_evidence(finding: Finding) -> Words:
         )
         if numbers.get("learning_rate_decays"):
             sentence += " Under a decaying learning rate late best steps say little: judge the length by a longer run."
-    elif (finding.check in RUN_FLAGS or finding.check not in FLAGS) and numbers:
+    elif (finding.check in RUN_FLAGS | CHECKLIST_FLAGS or finding.check not in FLAGS) and numbers:
         sentence = f"{listed(numbers)}."
     return f"No evidence of {_question(finding)}", sentence, ""
 
