@@ -22,7 +22,6 @@ import pytest
 import pytorch_lightning
 import torch
 from averaging_toys import LIGHTNING_WARNINGS, PACKAGES, loaders, refusal_of_sharding, toy, trainer
-from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.plugins.io import AsyncCheckpointIO
 
 from playbook_plugins.lightning.atomic_files import remove_leftovers, write_atomically
@@ -459,7 +458,7 @@ def test_many_killed_runs_list_whole_files_only(tmp_path, seed, temporary, packa
 @both
 def test_early_stopping_is_warned_of(tmp_path, package):
     with pytest.warns(UserWarning, match="EarlyStopping") as caught:
-        fit(tmp_path, {}, max_steps=2, callbacks=[EarlyStopping("scripted")], package=package)
+        fit(tmp_path, {}, max_steps=2, callbacks=[package.callbacks.EarlyStopping("scripted")], package=package)
     assert str(caught[0].message) == (
         "EarlyStopping is among the callbacks: a run that ends on a noisy evaluation biases the best step, which tells "
         "whether to train longer. The playbook's advice is to train for max_steps and to select the best checkpoint "

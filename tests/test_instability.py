@@ -106,8 +106,8 @@ def test_a_model_that_is_stable_at_ten_times_its_rate_shows_no_evidence(package:
     assert flags(found) == set()
     assert found[0].verdict is Verdict.NO_EVIDENCE
     assert found[0].numbers["stable_factor"] == 10.0
-    assert len(found) == 1 + 4 * 5
-    assert [finding.subject for finding in found[1:6]] == ["learning rate x 1"] * 5
+    assert len(found) == 1 + 4 * 6
+    assert [finding.subject for finding in found[1:7]] == ["learning rate x 1"] * 6
     assert isinstance(found[:2], tuple)
     # Without an evaluation the training loss is the objective.
     assert found.records[10.0].objective_name == "train_loss"

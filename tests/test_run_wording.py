@@ -82,6 +82,14 @@ def test_an_early_blow_up() -> None:
     assert words.action.startswith("Prepend learning rate warmup")
 
 
+def test_a_run_without_progress() -> None:
+    swinging = np.tile([0.0, 2, 4, 2], 125) + 0.01 * NOISE
+    run = Curve.from_columns(np.arange(500), swinging - swinging[0])
+    words = word(only(check_stability(run), "no progress"))
+    assert words.headline == "Training never gets better than its start (run)"
+    assert words.sentence.startswith("100% of the evaluations are not better than the one before training")
+
+
 def test_a_rise_spikes_and_outlying_norms() -> None:
     rise = np.zeros(500)
     rise[250:] = 1

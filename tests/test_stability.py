@@ -11,7 +11,9 @@ from playbook_plugins.analysis.learning_rate_limit import check_learning_rate_li
 from playbook_plugins.analysis.stability import SECTION, check_stability
 
 N_STEPS = 500
-CHECKS = ["non-finite", "early instability", "loss rise", "loss spike", "gradient norm spike"]
+CHECKS = ["non-finite", "early instability", "no progress", "loss rise", "loss spike", "gradient norm spike"]
+# Those that a training loss shows.
+OF_THE_LOSS = ["non-finite", "early instability", "loss rise", "loss spike"]
 
 
 def curve(train: Any, gradient_norm: Any = None, validation: Any = None) -> Curve:
@@ -39,7 +41,9 @@ def test_the_findings_name_their_question() -> None:
     assert [finding.check for finding in findings] == CHECKS
     assert {finding.subject for finding in findings} == {"learning rate x 2"}
     assert {finding.section for finding in findings} == {SECTION}
-    assert [finding.verdict for finding in findings] == [Verdict.NO_EVIDENCE] * 4 + [Verdict.TOO_LITTLE_DATA]
+    silent = ["no progress", "gradient norm spike"]
+    assert [finding.check for finding in findings if finding.verdict is Verdict.TOO_LITTLE_DATA] == silent
+    assert all(finding.verdict is not Verdict.FLAG for finding in findings)
 
 
 def test_a_hand_worked_spike() -> None:
@@ -103,6 +107,28 @@ def test_a_hand_worked_rise() -> None:
     # 2% of the range is the least that matters.
     small = np.repeat(np.array([1e4, *[0.0] * 18, 20]), 5) + np.tile([-2.0, 1, 0, -1, 2], 20)
     assert "loss rise" not in flagged(curve(small))
+
+
+def test_a_hand_worked_run_without_progress() -> None:
+    # It swings between the start and 4 above it, from the first step on: no rise or blow-up stands out of such noise.
+    values = np.tile([0.0, 2, 4, 2], 25)
+    run = curve(np.full(100, np.nan), validation=values)
+    found = by_check(run)["no progress"]
+    assert flagged(run) == ["no progress"]
+    assert (found.numbers["share_not_better"], found.numbers["step"]) == (1.0, 2)
+    # The median of the last half is 2 and the range, smoothed over three points, is 2.
+    assert found.numbers["share_of_range"] == pytest.approx(1.0)
+    # Two of 99 evaluations below the start are 2%.
+    better = values.copy()
+    better[[60, 80]] = -1
+    assert "no progress" not in flagged(curve(np.full(100, np.nan), validation=better))
+    # A run that overfits in the end has been better before.
+    overfit = np.concatenate([[2.0], np.linspace(1.9, 1, 30), np.linspace(1, 4, 69)])
+    assert "no progress" not in flagged(curve(np.full(100, np.nan), validation=overfit))
+    # Training losses are of other examples at every step: they do not tell, and neither does a start after step 0.
+    assert by_check(curve(values))["no progress"].verdict is Verdict.TOO_LITTLE_DATA
+    late = Curve.from_columns(np.arange(1, 101), values)
+    assert by_check(late)["no progress"].verdict is Verdict.TOO_LITTLE_DATA
 
 
 def test_a_hand_worked_outlying_gradient_norm() -> None:
@@ -237,7 +263,7 @@ def _decay(since: np.ndarray, height: float, length: float) -> np.ndarray:
 
 def test_what_does_not_matter() -> None:
     generator = np.random.default_rng(4)
-    for kind in CHECKS[:4]:
+    for kind in OF_THE_LOSS:
         loss = unstable(generator, kind, generator.normal(size=N_STEPS))
         norms = np.exp(0.3 * generator.normal(size=N_STEPS))
         norms[300] = 100.0
@@ -316,6 +342,16 @@ def test_healthy_runs_are_rarely_flagged(kind: str) -> None:
     assert n_flagged / n_runs <= allowed + 2 * np.sqrt(allowed * (1 - allowed) / n_runs)
 
 
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_healthy_evaluations_are_rarely_said_to_make_no_progress(kind: str) -> None:
+    generator = np.random.default_rng(12)
+    n_runs = 300
+    # A fourth of these losses do not fall at all, and their start is as noisy as the rest.
+    runs = (healthy(generator, kind) for _ in range(n_runs))
+    n_flagged = sum("no progress" in flagged(curve(np.full(N_STEPS, np.nan), validation=run.train)) for run in runs)
+    assert n_flagged / n_runs <= 0.01 + 2 * np.sqrt(0.01 * 0.99 / n_runs)
+
+
 def test_the_stated_error_rate_is_that_of_the_simulation() -> None:
     rates = {finding.error_rate for finding in check_stability(curve(alternating(100)))}
     assert rates == {None, HEALTHY["gaussian"]}
@@ -323,7 +359,7 @@ def test_the_stated_error_rate_is_that_of_the_simulation() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["gaussian", "t3", "correlated 0.5"])
-@pytest.mark.parametrize("kind", CHECKS[:4])
+@pytest.mark.parametrize("kind", OF_THE_LOSS)
 def test_unstable_runs_are_found(kind: str, noise: str) -> None:
     generator = np.random.default_rng(12)
     n_runs = 300
@@ -332,7 +368,7 @@ def test_unstable_runs_are_found(kind: str, noise: str) -> None:
 
 
 def test_one_unstable_run_of_each_kind_is_found_and_its_healthy_twin_is_not() -> None:
-    for kind in CHECKS[:4]:
+    for kind in OF_THE_LOSS:
         generator = np.random.default_rng(13)
         noise = generator.normal(size=N_STEPS)
         assert kind in flagged(curve(unstable(generator, kind, noise)))
@@ -372,7 +408,7 @@ def test_stable_and_merely_noisier_runs_are_no_evidence() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", CHECKS[:4])
+@pytest.mark.parametrize("kind", OF_THE_LOSS)
 def test_any_instability_at_twice_the_rate_limits_it(kind: str) -> None:
     finding = limit(x1="healthy", x2=kind, x5="healthy")
     assert finding.verdict is Verdict.FLAG
@@ -398,6 +434,15 @@ def test_at_five_and_ten_times_the_rate_a_recovery_does_not_count(
             assert finding.numbers["unstable_factor"] == float(factor[1:])
             assert finding.numbers["stable_factor"] == 2.0
             assert worse is None or finding.numbers["ends_worse"] == worse
+
+
+def test_a_run_without_progress_limits_the_rate() -> None:
+    healthy = runs(x1="healthy")[1.0]
+    swinging = np.tile([0.0, 2, 4, 2], N_STEPS // 4) + 2.3
+    for factor in (2.0, 5.0, 10.0):
+        [finding] = check_learning_rate_limit({1.0: healthy, factor: curve(swinging, validation=swinging - 0.1)})
+        assert finding.verdict is Verdict.FLAG
+        assert (finding.numbers["unstable_factor"], finding.numbers["kind"]) == (factor, "no progress")
 
 
 def test_without_a_stable_reference_instability_is_enough() -> None:

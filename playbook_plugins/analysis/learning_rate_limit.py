@@ -15,7 +15,7 @@ from playbook_plugins.analysis.records import Curve, TrialRecord
 from playbook_plugins.analysis.stability import SECTION, SIGMA, check_stability, known_losses
 
 # Of the loss, the gravest first. Outlying gradient norms by themselves make no run unstable.
-_KINDS = ("non-finite", "loss rise", "early instability", "loss spike")
+_KINDS = ("non-finite", "loss rise", "early instability", "no progress", "loss spike")
 # At up to twice the best rate any instability counts, a recovery included; beyond, and up to ten times, one that ends
 # worse than the best rate does.
 _NEAR = 2.0

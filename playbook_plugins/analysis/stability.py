@@ -46,6 +46,11 @@ _EARLY = 0.2
 _EARLY_NOISES = 6.0
 _START = 20
 
+# No progress: so many of the evaluations are not better than the one before training. The same examples are evaluated
+# each time, so that the start is no noisy draw; were it one, it would be so low in about one of a hundred runs.
+_NOT_BETTER = 0.99
+_BETTER = 0.005  # of the range; less is no gain
+
 # Simulated: the largest share of healthy runs with any flag, over the kinds of noise in tests/test_stability.py.
 _ERROR_RATE = 0.02
 
@@ -77,6 +82,8 @@ def check_stability(run: Curve | TrialRecord, *, subject: str = "run") -> list[F
       objective is NaN; or the record says that the run diverged.
     - **early instability**: within the first fifth of the run, at least 3 points on end exceed the first point by 6
       noises (those of `_start_noise`). Recovery shows in a number.
+    - **no progress**: 99% of the validation objectives are not better than the one at step 0, and the median of the
+      last half is worse, as where the loss swings widely from the first steps on and hides its rises in its own noise.
     - **loss rise**: after a decline, the median of one of 20 equal blocks exceeds that of the lowest block before by 7
       standard errors. It asks the training loss only: a rising validation loss is overfitting's question. A learning
       rate that restarts raises the loss as well.
@@ -96,13 +103,13 @@ def check_stability(run: Curve | TrialRecord, *, subject: str = "run") -> list[F
     Returns
     -------
     list of Finding
-        Five, in the order above. Numbers: ``n_points`` (known values judged); ``series`` (``"train"``,
+        Six, in the order above. Numbers: ``n_points`` (known values judged); ``series`` (``"train"``,
         ``"validation"``, ``"gradient_norm"`` or ``"status"``); ``step`` (of the first spike, the highest point of a
         blow-up or a rise, the first value that is not finite; in optimizer steps); ``height`` (in noises; None without
         any) and ``share_of_range`` (of the loss; early: of its first fifth) of the largest excess; ``recovered``
         (early: 1 where the last tenth of the run lies below the start, else 0); ``low_step`` (rise: the middle of the
-        lowest block); ``n_spikes``, ``n_isolated``; and ``ratio`` (of the largest norm to the median before it).
-        TOO_LITTLE_DATA below 50 points.
+        lowest block); ``share_not_better`` (no progress); ``n_spikes``, ``n_isolated``; and ``ratio`` (of the largest
+        norm to the median before it). TOO_LITTLE_DATA below 50 points.
         ``error_rate`` bounds the chance that a healthy run of 500 steps gets any of the flags: 1.1% at most were
         simulated with Gaussian, heavy-tailed, skewed, proportional and autocorrelated noise (up to 0.5 between
         neighbouring steps; 6% at 0.8). Of runs that go wrong by 20 noises, at least 92% are found. NO_EVIDENCE does
@@ -123,6 +130,9 @@ def check_stability(run: Curve | TrialRecord, *, subject: str = "run") -> list[F
     return [
         _check_finite(empty, run, [*losses, norms]),
         _largest(empty, "early instability", [_early(_tame(series), horizon) for series in losses]),
+        _largest(
+            empty, "no progress", [_no_progress(_tame(series)) for series in losses if series.name == "validation"]
+        ),
         _largest(empty, "loss rise", [_rise(_tame(series)) for series in train]),
         _largest(empty, "loss spike", [_spikes(_tame(series)) for series in losses]),
         _largest(empty, "gradient norm spike", [_norm_spikes(norms)]),
@@ -251,6 +261,23 @@ def _start_noise(part: NDArray[np.float64]) -> float:
     residual = part - median_filter(part, size=11, mode="nearest")
     second = np.diff(part[:_START], 2)
     return SIGMA * max(float(np.median(np.abs(residual))), float(np.median(np.abs(second)) / np.sqrt(6.0)))
+
+
+def _no_progress(series: _Series) -> _Judgement:
+    values = series.values
+    if len(values) < _MIN_POINTS or series.step[0] != 0:
+        return None
+    span = _span(values)
+    excess = float(np.median(values[len(values) // 2 :]) - values[0])
+    share = float(np.mean(values[1:] > values[0] - _BETTER * span))
+    return share >= _NOT_BETTER and excess >= _MATERIAL * span and excess > 0, {
+        "n_points": len(values),
+        "series": series.name,
+        "step": int(series.step[int(np.argmax(values))]),
+        "height": None,
+        "share_of_range": _share(excess, span),
+        "share_not_better": share,
+    }
 
 
 def _rise(series: _Series) -> _Judgement:

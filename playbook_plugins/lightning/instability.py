@@ -50,7 +50,7 @@ class InstabilityProbe(Sequence[Finding]):
     Attributes
     ----------
     findings
-        The ``"learning rate limit"`` of all runs, then the five findings of `check_stability` for each run, subjects
+        The ``"learning rate limit"`` of all runs, then the six findings of `check_stability` for each run, subjects
         ``"learning rate x 2"`` and so on.
     records
         The record of each run by factor. A curve has a row a step: the training loss and gradient norm of the update

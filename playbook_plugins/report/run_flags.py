@@ -19,6 +19,7 @@ QUESTIONS = {
     "throughput": "a limit of the training throughput by the {}",
     "non-finite": "a loss that ceases to be finite at {}",
     "early instability": "an early blow-up of the loss at {}",
+    "no progress": "training that never gets better than its start at {}",
     "loss rise": "a loss that rises after a decline at {}",
     "loss spike": "spikes of the loss at {}",
     "gradient norm spike": "outlying gradient norms at {}",
@@ -85,6 +86,18 @@ def _early_instability(finding: Finding) -> Words | None:
     )
 
 
+def _no_progress(finding: Finding) -> Words | None:
+    numbers = finding.numbers
+    if not has(numbers, "share_not_better", "share_of_range"):
+        return None
+    return (
+        f"Training never gets better than its start ({finding.subject})",
+        f"{percent(numbers['share_not_better'])} of the evaluations are not better than the one before training, and "
+        f"in the last half they are worse by {percent(numbers['share_of_range'])} of their range.",
+        f"{_WARMUP} and clip gradients, or lower the learning rate.",
+    )
+
+
 def _loss_rise(finding: Finding) -> Words | None:
     numbers = finding.numbers
     if not has(numbers, "step", "low_step", "share_of_range"):
@@ -127,7 +140,8 @@ def _learning_rate_limit(finding: Finding) -> Words | None:
     if not has(numbers, "unstable_factor", "kind"):
         return None
     factor = number_text(numbers["unstable_factor"])
-    sentence = f"At {factor} times the best learning rate the run shows: {numbers['kind']}"
+    where = "At the best learning rate itself" if factor == "1" else f"At {factor} times the best learning rate"
+    sentence = f"{where} the run shows: {numbers['kind']}"
     if has(numbers, "step"):
         sentence += f" (step {number_text(numbers['step'])})"
     if has(numbers, "stable_factor") and as_float(numbers["stable_factor"]) > 1:
@@ -149,6 +163,7 @@ RUN_FLAGS: dict[str, Callable[[Finding], Words | None]] = {
     "throughput": _throughput,
     "non-finite": _non_finite,
     "early instability": _early_instability,
+    "no progress": _no_progress,
     "loss rise": _loss_rise,
     "loss spike": _loss_spike,
     "gradient norm spike": _norm_spike,
