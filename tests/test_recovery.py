@@ -221,6 +221,26 @@ def test_a_living_worker_whose_trial_is_taken_away_goes_on_with_the_next(ending:
     assert study.trials[2].params == study.trials[1].params
 
 
+@pytest.mark.parametrize("ending", ["returns", "writes", "raises"])
+def test_a_trial_that_another_worker_finishes_first_is_done(ending: str) -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        point = trial.suggest_float("x", 0, 1)
+        if trial.number == 1:
+            # On SQLite two workers can take the same waiting trial; the other one is faster.
+            study.tell(trial.number, 7.0)
+            if ending == "writes":
+                trial.set_user_attr("key", "value")
+            if ending == "raises":
+                raise KeyError("x")
+        return point
+
+    run(study, objective, 4)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert study.trials[1].value == 7.0
+
+
 def test_an_error_of_the_objective_is_seen_whatever_its_type() -> None:
     study = make_study()
 

@@ -103,7 +103,8 @@ def run_round(
                 # Optuna raises one of three kinds, as the case may be, when it cannot tell a trial.
                 if not _is_taken_away(study, untold):
                     raise
-                # Somebody held this worker for dead, and its trial is queued again: it goes on with the next.
+                # Somebody held this worker for dead, and its trial is queued again, or has finished it: it goes on
+                # with the next.
                 untold.clear()
                 continue
             if _is_work_left(study, n_trials):
@@ -127,12 +128,13 @@ def _is_work_left(study: optuna.Study, n_trials: int) -> bool:
 
 
 def _is_taken_away(study: optuna.Study, untold: set[int]) -> bool:
-    """Return whether another worker told a trial as FAIL that this one was about to tell.
+    """Return whether another worker told a trial that this one was about to tell.
 
-    Optuna's heartbeat does so when a living worker misses its beats, and `redo_lost` with ``older_than``.
+    Optuna's heartbeat tells it as failed when a living worker misses its beats, and so does `redo_lost` with
+    ``older_than``; and on SQLite two workers can take the same waiting trial at once, of whom one finishes it first.
     """
     trials = study.get_trials(deepcopy=False)
-    return any(trials[number].state is TrialState.FAIL for number in untold)
+    return any(trials[number].state.is_finished() for number in untold)
 
 
 def _only_if_needed(objective: Objective, n_trials: int, untold: set[int]) -> Objective:
