@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from playbook_plugins.analysis.batch_size_fit import fit_critical_size, interval_of_critical_size
-from playbook_plugins.analysis.concave_fit import concave_fit
+from playbook_plugins.analysis.concave_fit import doubling_gains
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.gradient_noise import GradientNoiseScale
 from playbook_plugins.analysis.steps_to_target import Budget
@@ -122,12 +122,7 @@ class CriticalBatchSize:
         gain = np.full(len(self), np.nan)
         rows = np.flatnonzero(self.is_reached)
         if len(rows) >= 2:
-            doublings = np.log2(self.batch_size[rows])
-            speed = concave_fit(doublings, -np.log2(self.steps[rows]))
-            first_slope = (speed[1] - speed[0]) / (doublings[1] - doublings[0])
-            at_half = np.interp(doublings - 1, doublings, speed)
-            at_half += first_slope * np.minimum(doublings - 1 - doublings[0], 0)
-            gain[rows] = np.exp2(speed - at_half)
+            gain[rows] = doubling_gains(self.batch_size[rows], 1 / self.steps[rows])
         return gain
 
     @property

@@ -27,6 +27,7 @@ from playbook_plugins.analysis.isolation import isolate
 from playbook_plugins.analysis.parameters import Role
 from playbook_plugins.analysis.periodicity import find_period
 from playbook_plugins.analysis.records import Curve, Direction, TrialRecord
+from playbook_plugins.analysis.steps import learning_rate_decays
 from playbook_plugins.analysis.trials import Trials
 
 SECTION = "Examining the training curves"
@@ -268,7 +269,7 @@ def _still_improving(series: Series, subject: str, curve: Curve) -> Finding:
     error = noise / spread**0.5 * (len(last) - 1)
     share = share_of(gain, series.span)
     height = gain / error if error > 0 else None
-    decays = _learning_rate_decays(curve)
+    decays = learning_rate_decays([curve])
     is_clear = height is None or height > _SLOPE_ERRORS
     return _answer(
         finding,
@@ -330,12 +331,6 @@ def _periodic(series: Series, subject: str, curve: Curve) -> Finding:
         "n_learning_rate_rises": n_rises,
     }
     return _answer(finding, period.p <= _PERIOD_LEVEL and n_rises < 2, numbers)
-
-
-def _learning_rate_decays(curve: Curve) -> int | None:
-    """Return 1 where training ends below half of the peak learning rate, None where the curve does not tell."""
-    rates = curve.learning_rate[np.isfinite(curve.learning_rate)]
-    return int(rates[-1] < 0.5 * rates.max()) if len(rates) and rates.max() > 0 else None
 
 
 def _best_rows(trials: Trials) -> dict[int, list[str]]:

@@ -50,7 +50,7 @@ def check_best_steps(trials: Trials) -> list[Finding]:
         progress = trials.best_step[better] / trials.max_steps[better]
         share_early = float(np.mean(progress <= _EARLY))
         share_late = float(np.mean(progress > _LATE))
-        decays = _learning_rate_decays([trials.curves[row] for row in better])
+        decays = learning_rate_decays([trials.curves[row] for row in better])
         numbers |= {
             "n_better_half": len(better),
             "share_early": share_early,
@@ -63,7 +63,7 @@ def check_best_steps(trials: Trials) -> list[Finding]:
     return [Finding(check="best step", subject="study", verdict=verdict, numbers=numbers, section=SECTION)]
 
 
-def _learning_rate_decays(curves: list[Curve | None]) -> int | None:
+def learning_rate_decays(curves: list[Curve | None]) -> int | None:
     """Return 1 where most trials end below half of their peak learning rate, None where no curve tells."""
     ratios = []
     for curve in curves:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from playbook_plugins.analysis.concave_fit import concave_fit
+from playbook_plugins.analysis.concave_fit import doubling_gains
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 
 Limit: TypeAlias = Literal["memory", "max_batch_size", "data"]
@@ -149,14 +149,9 @@ class Throughput:
         """
         if len(self) < 2:
             return np.full(len(self), np.nan)
-        doublings = np.log2(self.batch_size)
-        fitted = concave_fit(doublings, np.log2(self.examples_per_second))
-        at_half = np.interp(doublings - 1, doublings, fitted)
-        first_slope = (fitted[1] - fitted[0]) / (doublings[1] - doublings[0])
-        at_half += first_slope * np.minimum(doublings - 1 - doublings[0], 0)
-        gain = np.exp2(fitted - at_half)
+        gain = doubling_gains(self.batch_size, self.examples_per_second)
         gain[0] = np.nan
-        return np.asarray(gain, dtype=np.float64)
+        return gain
 
     @property
     def recommended_row(self) -> int | None:
