@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from playbook_plugins.lightning._support import DEEPSPEED, SHARDED
+from playbook_plugins.lightning._support import DEEPSPEED, SHARDED, is_strategy
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -71,7 +71,7 @@ def refuse_sharded(trainer: pl.Trainer, callback: str, remedy: str) -> None:
         For FSDP, DeepSpeed and model-parallel strategies.
     """
     name = type(trainer.strategy).__name__
-    if any(base.__name__ in (*SHARDED, *DEEPSPEED) for base in type(trainer.strategy).__mro__):
+    if is_strategy(trainer, *SHARDED, *DEEPSPEED):
         raise ValueError(
             f"`strategy` is {name}, which shards the model: {callback} needs the whole parameters on every rank. "
             f"Train with a single device or with DDP, or {remedy}."

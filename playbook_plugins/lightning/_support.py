@@ -33,6 +33,11 @@ def refuse(trainer: Trainer, callback: object, names: Iterable[str], why: str, r
         )
 
 
+def is_strategy(trainer: Trainer, *names: str) -> bool:
+    """Return whether the trainer's strategy has one of these names or derives from one that has."""
+    return any(cls.__name__ in names for cls in type(trainer.strategy).__mro__)
+
+
 def is_fitting(trainer: Trainer) -> bool:
     """Return whether the trainer is inside `fit`, its sanity check left out."""
     return str(getattr(trainer.state.fn, "value", "")) == "fit" and not trainer.sanity_checking

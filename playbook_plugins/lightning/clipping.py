@@ -17,8 +17,8 @@ from typing_extensions import override
 from playbook_plugins.analysis.gradient_norms import GradientNorms, norm_histogram, norm_quantiles
 from playbook_plugins.analysis.infeasible import InfeasibleError
 from playbook_plugins.lightning._base import CallbackBase
-from playbook_plugins.lightning._support import DEEPSPEED, refuse, warn
-from playbook_plugins.lightning.gradient_norm import check_fsdp, fsdp_norm, is_strategy, sharded_norm, total_norm
+from playbook_plugins.lightning._support import DEEPSPEED, is_strategy, refuse, warn
+from playbook_plugins.lightning.gradient_norm import check_fsdp, fsdp_norm, sharded_norm, total_norm
 from playbook_plugins.lightning.norm_window import NormWindow, ThresholdRule, concatenate, replay_thresholds
 
 if TYPE_CHECKING:

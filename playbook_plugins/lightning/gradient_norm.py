@@ -59,11 +59,6 @@ def fsdp_norm(trainer: Trainer) -> Tensor:
     return norm
 
 
-def is_strategy(trainer: Trainer, name: str) -> bool:
-    """Return whether the trainer's strategy has this name or derives from one that has."""
-    return any(cls.__name__ == name for cls in type(trainer.strategy).__mro__)
-
-
 def check_fsdp(trainer: Trainer, callback: object) -> None:
     """Refuse the uses of FSDP1 whose gradient's norm its own method does not give.
 

@@ -173,7 +173,7 @@ def _children(one: Any) -> Iterator[Any]:
 
 def _remember(one: Any, is_data: bool) -> list[Restore]:
     """Return what puts an object back; nothing where it has no state of its own."""
-    found = (_remember_contents(one, is_data), _remember_slots(one), _remember_random(one))
+    found = (_remember_contents(one, is_data), _remember_slots(one), remember_random(one))
     return [restore for restore in found if restore is not None]
 
 
@@ -226,7 +226,8 @@ def _remember_slots(one: Any) -> Restore | None:
     return restore
 
 
-def _remember_random(one: Any) -> Restore | None:
+def remember_random(one: Any) -> Restore | None:
+    """Return what puts a generator of random numbers back; None for anything else."""
     if isinstance(one, torch.Generator):
         return partial(one.set_state, one.get_state())
     if isinstance(one, random.Random):

@@ -5,14 +5,13 @@ Playbook: none; it lets the batch size probe train for a few steps and leave no 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from playbook_plugins.lightning.probe_objects import ObjectMemory
+from playbook_plugins.lightning.random_state import capture, restore
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -22,20 +21,13 @@ class RandomStates:
     """The states of the random number generators of Python, numpy and torch, those of all devices included."""
 
     def __init__(self) -> None:
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()  # noqa: NPY002 (the user's, not ours)
-        self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        self._state = capture()
         self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
         self._xpu = torch.xpu.get_rng_state_all() if torch.xpu.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         """Put all states back."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
-        torch.set_rng_state(self._torch)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
+        restore(self._state)
         if self._mps is not None:
             torch.mps.set_rng_state(self._mps)
         if self._xpu is not None:

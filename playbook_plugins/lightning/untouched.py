@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from playbook_plugins.lightning.probe_objects import Restore, remember_random
 
 # By name, so that both packages match: what keeps files, ends a run early, averages weights or evaluates.
 _KEPT_OUT = ("Checkpoint", "EarlyStopping", "WeightEMA", "WeightAveraging", "StochasticWeightAveraging")
@@ -73,9 +74,9 @@ def copy_datamodule(datamodule: Any) -> Any:
     return twin
 
 
-def random_sources(things: list[Any]) -> list[tuple[Any, Any]]:
-    """Return the random generators that loaders and data sets hold for themselves, with their states."""
-    found: list[tuple[Any, Any]] = []
+def random_sources(things: list[Any]) -> list[Restore]:
+    """Return what puts back the random generators that loaders and data sets hold for themselves."""
+    found: list[Restore] = []
     seen: set[int] = set()
     level = things
     # A loader, its sampler, the sampler's data set, its transforms, their generator.
@@ -85,14 +86,9 @@ def random_sources(things: list[Any]) -> list[tuple[Any, Any]]:
             if id(thing) in seen or isinstance(thing, (Tensor, np.ndarray, torch.nn.Module, str)):
                 continue
             seen.add(id(thing))
-            if isinstance(thing, torch.Generator):
-                found.append((thing, thing.get_state()))
-            elif isinstance(thing, np.random.Generator):
-                found.append((thing, thing.bit_generator.state))
-            elif isinstance(thing, np.random.RandomState):
-                found.append((thing, thing.get_state()))
-            elif isinstance(thing, random.Random):
-                found.append((thing, thing.getstate()))
+            restore = remember_random(thing)
+            if restore is not None:
+                found.append(restore)
             elif isinstance(thing, Mapping):
                 deeper += list(thing.values())[:100]
             elif isinstance(thing, (list, tuple)):
@@ -103,15 +99,10 @@ def random_sources(things: list[Any]) -> list[tuple[Any, Any]]:
     return found
 
 
-def restore_sources(sources: list[tuple[Any, Any]]) -> None:
+def restore_sources(sources: list[Restore]) -> None:
     """Give the random generators the states that they had."""
-    for source, state in sources:
-        if isinstance(source, np.random.Generator):
-            source.bit_generator.state = state
-        elif isinstance(source, random.Random):
-            source.setstate(state)
-        else:
-            source.set_state(state)
+    for restore in sources:
+        restore()
 
 
 @contextlib.contextmanager
