@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
+import process_groups  # noqa: F401  (leaves the process group at exit)
 import pytorch_lightning
 import torch
 from torch import nn

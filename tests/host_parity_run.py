@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch
 import numpy as np
+import process_groups  # noqa: F401  (leaves the process group at exit)
 import pytorch_lightning
 import torch
 from torch import nn

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import lightning.pytorch
+import process_groups  # noqa: F401  (leaves the process group at exit)
 import pytest
 import pytorch_lightning
 import torch
