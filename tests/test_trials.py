@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from playbook_plugins.analysis import Curve, Parameter, Role, Status, Trials
+from playbook_plugins.analysis.points import point_codes
 
 RATE = Parameter(name="rate", kind="float", low=1e-4, high=1.0, log=True)
 WIDTH = Parameter(name="width", kind="int", low=1, high=9)
@@ -124,6 +126,32 @@ def test_concat_makes_scientific_what_was_fixed_differently() -> None:
     assert table.values["width"].tolist() == [1, 1, 1]
     assert table.number.tolist() == [0, 1, 2]
     assert (table.fixed, table.goal, table.caveats) == ({"steps": 10}, "Which method?", ("steps",))
+
+
+def test_concat_keeps_as_fixed_only_what_every_study_fixed() -> None:
+    # The second study searched `steps`: 10 is not the value of its trials.
+    searched = replace(one_study("y", [0.5]), fixed={"method": "y"})
+    assert Trials.concat([one_study("x", [0.1]), searched]).fixed == {}
+
+
+def test_ranks_and_units_are_columns_of_the_table() -> None:
+    trials = make_trials()
+    assert trials.ranks("kind").tolist() == KIND.ranks(trials.values["kind"]).tolist() == [0, 1, 2, 3]
+    assert KIND.ranks(["a", 1.0, "b", 1]).tolist() == [0, -1, -1, 2]
+    assert trials.select([3, 1]).ranks("kind").tolist() == [3, 1]
+    np.testing.assert_allclose(trials.unit("rate"), [0, 0.5, 1, np.nan])
+    with pytest.raises(ValueError, match="read-only"):
+        trials.unit("rate")[0] = 1
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.5, 0.5 + 1e-12, 1.0, np.nan])] * 3), max_size=12))
+def test_points_are_the_distinct_rows(rows: list[tuple[float, float, float]]) -> None:
+    table = np.array(rows).reshape(-1, 3)
+    codes = point_codes(list(table.T), len(table))
+    texts = [str(np.round(row, 9)) for row in table]
+    for one, code in zip(texts, codes, strict=True):
+        assert [other == one for other in texts] == (codes == code).tolist()
+    assert point_codes([], 3).tolist() == [0, 0, 0]
 
 
 def test_concat_of_one_table_or_of_equal_rounds_adds_no_parameter() -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.stats import chi2, norm, rankdata
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
-from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.groups import groups_by_value, scientific_categories
+from playbook_plugins.analysis.points import point_codes
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.analysis.tuning_curve import best_of_m_weights as best_of_m_weights
 from playbook_plugins.analysis.tuning_curve import expected_best as expected_best
@@ -80,14 +81,11 @@ def order_trend(trials: Trials) -> float:
 
 
 def _trend(trials: Trials, rows: NDArray[np.intp]) -> float:
-    keys = np.column_stack(
-        [np.zeros(len(rows)), *(_ranks_of(trials, parameter, rows) for parameter in _scientific(trials))]
-    )
-    _, group = np.unique(keys, axis=0, return_inverse=True)
+    group = point_codes([trials.unit(parameter.name)[rows] for parameter in scientific_categories(trials)], len(rows))
     covariance = variance = 0.0
     cost = _cost(trials)[rows]
     for place in range(int(group.max(initial=-1)) + 1):
-        ranks = rankdata(cost[group.reshape(-1) == place])
+        ranks = rankdata(cost[group == place])
         if len(ranks) < 2:
             continue
         order = np.arange(len(ranks)) - (len(ranks) - 1) / 2
@@ -150,7 +148,8 @@ def check_budget(trials: Trials, retrain_sd: float | None = None) -> list[Findin
             f"`retrain_sd` is {retrain_sd}: it is a standard deviation in the objective's unit and must be positive "
             "and finite. Retrain one configuration with several seeds to measure it, or pass None."
         )
-    groups = [(value, trials.distinct(rows)) for value, rows in _groups(trials)]
+    judged = np.flatnonzero(trials.is_judged)
+    groups = [(value, trials.distinct(rows)) for value, rows in groups_by_value(trials, judged)]
     trends = [_trend(trials, points) for _, points in groups]
     # An adaptive search gathers where all is alike: that it varies little says nothing about the space.
     flat = [
@@ -171,32 +170,6 @@ def check_budget(trials: Trials, retrain_sd: float | None = None) -> list[Findin
 
 def _cost(trials: Trials) -> NDArray[np.float64]:
     return np.where(trials.is_infeasible, np.inf, trials.cost)
-
-
-def _scientific(trials: Trials) -> list[Parameter]:
-    return [
-        parameter
-        for parameter in trials.parameters
-        if parameter.role is Role.SCIENTIFIC and not parameter.is_numeric and len(parameter.choices) > 1
-    ]
-
-
-def _ranks_of(trials: Trials, parameter: Parameter, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return which choice each trial has, shape (n,); -1 where it has none."""
-    ranks = [parameter.rank(value) for value in trials.values[parameter.name][rows]]
-    return np.array([-1 if rank is None else rank for rank in ranks], dtype=np.intp)
-
-
-def _groups(trials: Trials) -> list[tuple[str | None, NDArray[np.intp]]]:
-    """Return the judged trials of the study (None), then of each categorical scientific value ("optimizer=adam")."""
-    judged = np.flatnonzero(trials.is_judged)
-    groups: list[tuple[str | None, NDArray[np.intp]]] = [(None, judged)]
-    for parameter in _scientific(trials):
-        ranks = _ranks_of(trials, parameter, judged)
-        groups += [
-            (f"{parameter.name}={choice}", judged[ranks == place]) for place, choice in enumerate(parameter.choices)
-        ]
-    return groups
 
 
 def _insensitivity(cost: NDArray[np.float64], retrain_sd: float | None) -> float | None:

@@ -14,6 +14,7 @@ from scipy.stats import hypergeom, mannwhitneyu
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.records import Status
 from playbook_plugins.analysis.trials import Trials
 
 SECTION = "Identifying bad search space boundaries"
@@ -67,7 +68,7 @@ def check_feasibility(trials: Trials) -> list[Finding]:
     """
     n_judged = int(trials.is_judged.sum())
     n_infeasible = int(trials.is_infeasible.sum())
-    n_failed = int(sum(str(status) == "failed" for status in trials.status))
+    n_failed = int(np.sum(trials.status == Status.FAILED))
     numbers: dict[str, Number] = {"n_judged": n_judged, "n_infeasible": n_infeasible, "n_failed": n_failed}
     verdict = Verdict.TOO_LITTLE_DATA
     if n_judged:
@@ -91,7 +92,7 @@ def _explain(trials: Trials) -> dict[str, Number]:
         broken = trials.is_infeasible[rows]
         if not 0 < broken.sum() < len(rows):
             continue
-        chance, side, there = _contrast(parameter, trials.values[parameter.name][rows], broken)
+        chance, side, there = _contrast(parameter, trials.unit(parameter.name)[rows], broken)
         if chance < best_p and there.any():
             best_p = chance
             explanation = {
@@ -104,21 +105,19 @@ def _explain(trials: Trials) -> dict[str, Number]:
 
 
 def _contrast(
-    parameter: Parameter, values: NDArray[np.generic], broken: NDArray[np.bool_]
+    parameter: Parameter, unit: NDArray[np.float64], broken: NDArray[np.bool_]
 ) -> tuple[float, str, NDArray[np.bool_]]:
     """Return the p-value, the bad side and the trials there, shape (n,)."""
     if parameter.is_numeric:
-        unit = parameter.to_unit(values)
         chance = float(mannwhitneyu(unit[broken], unit[~broken]).pvalue)
         if np.mean(unit[broken]) >= np.mean(unit[~broken]):
             return chance, "upper", np.asarray(unit >= 0.8)
         return chance, "lower", np.asarray(unit <= 0.2)
-    ranks = np.array([parameter.rank(value) for value in values])
-    best = (math.inf, "", np.zeros(len(values), dtype=np.bool_))
+    best = (math.inf, "", np.zeros(len(unit), dtype=np.bool_))
     for place, choice in enumerate(parameter.choices):
-        there = ranks == place
+        there = np.floor(unit * len(parameter.choices)) == place
         hits = int(broken[there].sum())
-        chance = float(hypergeom.sf(hits - 1, len(values), int(broken.sum()), int(there.sum())))
+        chance = float(hypergeom.sf(hits - 1, len(unit), int(broken.sum()), int(there.sum())))
         chance = min(1.0, chance * len(parameter.choices))
         if there.any() and chance < best[0]:
             best = (chance, str(choice), there)

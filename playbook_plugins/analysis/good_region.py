@@ -6,6 +6,7 @@ Playbook: "Exploration vs exploitation": as insight accumulates, the search spac
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,46 +52,47 @@ def check_good_region(trials: Trials) -> list[Finding]:
         if parameter.is_numeric and parameter.role is Role.NUISANCE and parameter.low < parameter.high
     ]
     allowed = _LEVEL / (2 * max(1, len(subjects)))
-    return [_judge(trials, parameter, side, allowed) for parameter in subjects for side in ("lower", "upper")]
+    return [finding for parameter in subjects for finding in _judge(trials, parameter, allowed)]
 
 
-def _judge(trials: Trials, parameter: Parameter, side: str, allowed: float) -> Finding:
+def _judge(trials: Trials, parameter: Parameter, allowed: float) -> Iterator[Finding]:
     groups = groups_of(trials, parameter)
     points = trials.distinct(groups[0][1])
-    outer = _is_outer(trials, parameter, side, points, _LOOKED_AT)
     top = _best(trials, points)
-    numbers: dict[str, Number] = {"n_points": len(points)}
-    verdict = Verdict.TOO_LITTLE_DATA
-    if len(points) >= _MIN_POINTS and len(top) >= _MIN_FEASIBLE:
-        n_outer, k = int(outer.sum()), len(top)
-        k_outer = int(outer[top].sum())
-        chance = float(hypergeom.cdf(k_outer, len(points), n_outer, k))
-        numbers |= {"k": k, "n_outer": n_outer, "k_outer": k_outer, "p": chance, "allowed_p": allowed}
-        loses_good = any(_is_outer(trials, parameter, side, rows, CUT)[_best(trials, rows)].any() for _, rows in groups)
-        if chance <= allowed and not loses_good:
-            verdict = Verdict.FLAG
-        elif hypergeom.pmf(0, len(points), n_outer, k) <= allowed:
-            verdict = Verdict.NO_EVIDENCE
-    return Finding(
-        check="good region",
-        subject=f"{parameter.name}, {side}",
-        verdict=verdict,
-        numbers=numbers,
-        section=SECTION,
-        error_rate=_LEVEL,
-    )
+    good = np.concatenate([_best(trials, rows) for _, rows in groups])
+    for side in ("lower", "upper"):
+        outer = _is_outer(trials, parameter, side, points, _LOOKED_AT)
+        numbers: dict[str, Number] = {"n_points": len(points)}
+        verdict = Verdict.TOO_LITTLE_DATA
+        if len(points) >= _MIN_POINTS and len(top) >= _MIN_FEASIBLE:
+            n_outer, k = int(outer.sum()), len(top)
+            k_outer = int(_is_outer(trials, parameter, side, top, _LOOKED_AT).sum())
+            chance = float(hypergeom.cdf(k_outer, len(points), n_outer, k))
+            numbers |= {"k": k, "n_outer": n_outer, "k_outer": k_outer, "p": chance, "allowed_p": allowed}
+            if chance <= allowed and not _is_outer(trials, parameter, side, good, CUT).any():
+                verdict = Verdict.FLAG
+            elif hypergeom.pmf(0, len(points), n_outer, k) <= allowed:
+                verdict = Verdict.NO_EVIDENCE
+        yield Finding(
+            check="good region",
+            subject=f"{parameter.name}, {side}",
+            verdict=verdict,
+            numbers=numbers,
+            section=SECTION,
+            error_rate=_LEVEL,
+        )
 
 
 def _is_outer(
     trials: Trials, parameter: Parameter, side: str, rows: NDArray[np.intp], share: float
 ) -> NDArray[np.bool_]:
-    unit = parameter.to_unit(trials.values[parameter.name][rows])
+    unit = trials.unit(parameter.name)[rows]
     return np.asarray(unit < share if side == "lower" else unit > 1 - share, dtype=np.bool_)
 
 
 def _best(trials: Trials, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the places in ``rows`` of the best k feasible trials."""
+    """Return which of some rows are the best k feasible trials."""
     cost = trials.cost[rows]
     n_feasible = int(np.isfinite(cost).sum())
     k = min(max(_MIN_FEASIBLE, math.ceil(0.2 * len(rows))), n_feasible)
-    return np.argsort(cost, kind="stable")[:k]
+    return rows[np.argsort(cost, kind="stable")[:k]]

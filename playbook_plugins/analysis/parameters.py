@@ -98,13 +98,8 @@ class Parameter:
             [0, 1]. The i-th of K categories maps to (i + 0.5) / K; a single-valued number to 0.5.
         """
         if self.kind == "categorical":
-            table = np.asarray(values, dtype=object)
-            unit = np.full(table.shape, np.nan)
-            for place, value in np.ndenumerate(table):
-                rank = self.rank(value)
-                if rank is not None:
-                    unit[place] = (rank + 0.5) / len(self.choices)
-            return unit
+            ranks = self.ranks(values)
+            return np.where(ranks >= 0, (ranks + 0.5) / len(self.choices), np.nan)
         numbers = np.asarray(values, dtype=np.float64)
         low, high = self.low, self.high
         if self.log:
@@ -130,3 +125,27 @@ class Parameter:
             if type(choice) is type(value) and choice == value:
                 return place
         return None
+
+    def ranks(self, values: ArrayLike) -> NDArray[np.intp]:
+        """Return the places of many categories among the choices.
+
+        Parameters
+        ----------
+        values
+            Any shape; None where a trial has none.
+
+        Returns
+        -------
+        ndarray
+            intp, the shape of ``values``: as `rank`, but -1 where it is None.
+        """
+        table = np.asarray(values, dtype=object)
+        known: dict[tuple[type, Any], int] = {}
+        ranks = np.empty(table.size, dtype=np.intp)
+        for row, value in enumerate(table.ravel()):
+            key = (type(value), value)
+            if key not in known:
+                place = self.rank(value)
+                known[key] = -1 if place is None else place
+            ranks[row] = known[key]
+        return ranks.reshape(table.shape)

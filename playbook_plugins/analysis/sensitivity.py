@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import ncf, rankdata
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
+from playbook_plugins.analysis.groups import groups_by_value
 from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.trials import Trials
 
@@ -72,15 +73,7 @@ def groups_of(trials: Trials, parameter: Parameter) -> list[tuple[str | None, ND
         rows)`` of each categorical scientific value.
     """
     rows = np.flatnonzero(trials.is_judged & trials.has(parameter.name))
-    groups: list[tuple[str | None, NDArray[np.intp]]] = [(None, rows)]
-    if parameter.condition is not None:
-        return groups
-    for group in trials.parameters:
-        if group.role is not Role.SCIENTIFIC or group.is_numeric or len(group.choices) < 2:
-            continue
-        ranks = np.array([group.rank(value) for value in trials.values[group.name][rows]], dtype=object)
-        groups += [(f"{group.name}={choice}", rows[ranks == place]) for place, choice in enumerate(group.choices)]
-    return groups
+    return groups_by_value(trials, rows) if parameter.condition is None else [(None, rows)]
 
 
 def _judge(trials: Trials, parameter: Parameter, allowed: float) -> Finding:
@@ -121,10 +114,10 @@ def _effect(trials: Trials, parameter: Parameter, rows: NDArray[np.intp]) -> tup
         and bool(trials.has(other.name)[rows].all())
     ]
     rest = [np.ones(len(rows))]
-    own = parameter.to_unit(trials.values[parameter.name][rows]) - 0.5
+    own = trials.unit(parameter.name)[rows] - 0.5
     block = [own, own**2]
     for other in others:
-        unit = other.to_unit(trials.values[other.name][rows])
+        unit = trials.unit(other.name)[rows]
         if other.is_numeric:
             rest += [unit - 0.5, (unit - 0.5) ** 2]
             block.append(own * (unit - 0.5))

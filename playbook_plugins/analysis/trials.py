@@ -6,7 +6,6 @@ experimental results" for what is asked of the trials.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from playbook_plugins.analysis.joining import join_search_spaces
+from playbook_plugins.analysis.objectives import Moment, judge_by
 from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.points import point_codes
 from playbook_plugins.analysis.records import Curve, Direction, Status
 
 
@@ -73,6 +75,7 @@ class Trials:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     goal: str = ""
     caveats: tuple[str, ...] = ()
+    _units: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that the columns fit together."""
@@ -206,38 +209,12 @@ class Trials:
                 f"`tables` have the directions {directions}: studies of one round measure one objective. Join only "
                 "studies of one direction."
             )
-        varying = _varying(tables)
-        prefixes = ["/".join(str(table.fixed[key]) for key in varying) for table in tables]
-        known: dict[str, Parameter] = {
-            key: Parameter(name=key, kind="categorical", choices=choices, role=Role.SCIENTIFIC)
-            for key, choices in varying.items()
-        }
-        columns: dict[str, list[Any]] = {key: [] for key in known}
-        n_before = 0
-        for table, prefix in zip(tables, prefixes, strict=True):
-            for key in varying:
-                columns[key] += [table.fixed[key]] * len(table)
-            for parameter in table.parameters:
-                # By their text: a NaN that was pickled is not the NaN of another table.
-                is_shared = all(repr(parameter) in map(repr, other.parameters) for other in tables)
-                joint = parameter if is_shared else _as_branch(parameter, prefix, varying, table)
-                if repr(known.setdefault(joint.name, joint)) != repr(joint):
-                    raise ValueError(
-                        f"`tables` give {joint.name!r} different ranges: the studies of one scientific value share one "
-                        "search space. Join studies that differ in a fixed hyperparameter, or review them one by one."
-                    )
-                missing = math.nan if joint.is_numeric else None
-                column = columns.setdefault(joint.name, [])
-                column += [missing] * (n_before - len(column))
-                column += list(table.values[parameter.name])
-            n_before += len(table)
-        for key, column in columns.items():
-            column += [math.nan if known[key].is_numeric else None] * (n_before - len(column))
+        space = join_search_spaces(tables)
         goals = list(dict.fromkeys(table.goal for table in tables if table.goal))
         return cls.from_columns(
             name or ", ".join(table.name for table in tables),
-            list(known.values()),
-            columns,
+            space.parameters,
+            space.values,
             np.concatenate([table.objective for table in tables]),
             direction=tables[0].direction,
             status=[status for table in tables for status in table.status],
@@ -246,10 +223,44 @@ class Trials:
             max_steps=np.concatenate([table.max_steps for table in tables]),
             curves=[curve for table in tables for curve in table.curves],
             objective_name=tables[0].objective_name,
-            fixed={key: value for key, value in tables[0].fixed.items() if key not in varying},
+            fixed=space.fixed,
             goal=goals[0] if len(goals) == 1 else "",
             caveats=tuple(caveat for caveat in tables[0].caveats if all(caveat in table.caveats for table in tables)),
         )
+
+    def with_objective(
+        self, objective: str, *, direction: Direction | None = None, moment: Moment | None = None
+    ) -> Trials:
+        """Return the same trials judged by another objective, read from their curves after the fact.
+
+        It is fair after a search that did not look at results: an adaptive one has sought the old objective.
+
+        Parameters
+        ----------
+        objective
+            ``"final"``, the validation objective at the last evaluation; ``"validation"``; ``"train"``, the training
+            objective; or the name of another metric of the curves.
+        direction
+            In which it gets better. By default that of the study for the validation objective; of any other what
+            `guess_direction` of analysis/objectives.py says from its name or its course.
+        moment
+            Which evaluation counts: ``"best"``, the best by this objective (the default); ``"best step"``, the one at
+            which the trial was best by the old objective, whose checkpoint would be kept; or ``"final"``, the last.
+            Evaluations at which the objective is unknown or not finite do not count.
+
+        Returns
+        -------
+        Trials
+            With the objective, its name, the direction and the best steps replaced, and with it as the validation
+            objective of the curves, whose old one is kept among their metrics. Infeasible trials stay infeasible;
+            those whose curve does not know the objective have none (NaN) and are not judged.
+
+        Raises
+        ------
+        ValueError
+            When no curve knows the objective, or an argument is none of what it may be.
+        """
+        return replace(self, **judge_by(self, objective, direction, moment))
 
     def __len__(self) -> int:
         """Return the number of trials."""
@@ -301,11 +312,23 @@ class Trials:
 
     def has(self, parameter: str) -> NDArray[np.bool_]:
         """Return which trials have a value of a hyperparameter, shape (n_trials,)."""
-        column = self.values[parameter]
-        if column.dtype == object:
-            known = self.parameter(parameter)
-            return np.array([known.rank(value) is not None for value in column], dtype=np.bool_)
-        return np.asarray(~np.isnan(column), dtype=np.bool_)
+        return ~np.isnan(self.unit(parameter))
+
+    def unit(self, parameter: str) -> NDArray[np.float64]:
+        """Return the places of all trials in the range of a hyperparameter, shape (n_trials,): see `Parameter.to_unit`.
+
+        Computed once, because every check asks for them; the array cannot be written to.
+        """
+        if parameter not in self._units:
+            self._units[parameter] = self.parameter(parameter).to_unit(self.values[parameter])
+            self._units[parameter].flags.writeable = False
+        return self._units[parameter]
+
+    def ranks(self, parameter: str) -> NDArray[np.intp]:
+        """Return the places of all trials among the choices of a category, shape (n_trials,): see `Parameter.ranks`."""
+        unit = self.unit(parameter)
+        n_choices = len(self.parameter(parameter).choices)
+        return np.where(np.isnan(unit), -1, np.floor(np.nan_to_num(unit) * n_choices)).astype(np.intp)
 
     def distinct(self, rows: ArrayLike) -> NDArray[np.intp]:
         """Return one row a distinct point of the nuisance hyperparameters: that of its best trial.
@@ -330,8 +353,7 @@ class Trials:
         for parameter in self.parameters:
             if parameter.role is Role.SCIENTIFIC:
                 continue
-            # Equal places that were computed from different ranges differ in their last bits.
-            unit = np.round(parameter.to_unit(self.values[parameter.name][chosen]), 9)
+            unit = self.unit(parameter.name)[chosen]
             if parameter.condition is None:
                 shared.append(unit)
             else:
@@ -344,12 +366,11 @@ class Trials:
                 if place < len(branch):
                     column = np.where(np.isnan(branch[place]), column, branch[place])
             shared.append(column)
-        if not shared or not len(chosen):
+        if not shared:
             return chosen
-        points = np.nan_to_num(np.column_stack(shared), nan=-1.0)
-        _, point = np.unique(points, axis=0, return_inverse=True)
+        point = point_codes(shared, len(chosen))
         best_first = np.argsort(np.nan_to_num(self.cost[chosen], nan=np.inf), kind="stable")
-        _, first = np.unique(point.reshape(-1)[best_first], return_index=True)
+        _, first = np.unique(point[best_first], return_index=True)
         return np.sort(chosen[best_first[first]])
 
     def config(self, row: int) -> dict[str, Any]:
@@ -385,24 +406,3 @@ class Trials:
             max_steps=self.max_steps[places],
             curves=tuple(self.curves[place] for place in places),
         )
-
-
-def _varying(tables: Sequence[Trials]) -> dict[str, tuple[Any, ...]]:
-    """Return the fixed hyperparameters of all tables that differ between them, with their values in order."""
-    varying: dict[str, tuple[Any, ...]] = {}
-    for key in tables[0].fixed:
-        if all(key in table.fixed for table in tables):
-            # By their text: values of JSON need not be hashable, and True is not 1.
-            values = {repr(table.fixed[key]): table.fixed[key] for table in tables}
-            if len(values) > 1:
-                varying[key] = tuple(values.values())
-    return varying
-
-
-def _as_branch(parameter: Parameter, prefix: str, varying: Mapping[str, Any], table: Trials) -> Parameter:
-    """Return a hyperparameter under the name and the condition of its branch."""
-    condition = parameter.condition
-    if condition is None and len(varying) == 1:
-        [key] = varying
-        condition = (key, table.fixed[key])
-    return replace(parameter, name=f"{prefix}.{parameter.name}" if prefix else parameter.name, condition=condition)
