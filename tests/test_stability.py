@@ -228,6 +228,23 @@ def test_without_noise(values: np.ndarray) -> None:
     assert flagged(curve(values, values)) == []
 
 
+def test_a_training_accuracy_is_judged_turned_round() -> None:
+    generator = np.random.default_rng(0)
+    accuracy = np.linspace(0.1, 0.9, 200) + 0.004 * generator.normal(size=200)
+    noisy = accuracy + 0.01 * generator.normal(size=200)
+    assert flagged(TrialRecord(direction="maximize", curve=curve(accuracy, validation=noisy))) == []
+    broken = accuracy.copy()
+    broken[120:140] -= 0.5
+    assert flagged(TrialRecord(direction="maximize", curve=curve(broken, validation=noisy))) == [
+        "loss rise",
+        "loss spike",
+    ]
+    # A loss that blows up rises as well, but against the accuracy.
+    rising = np.linspace(1, 3, 200) + 0.01 * generator.normal(size=200)
+    found = flagged(TrialRecord(direction="maximize", curve=curve(rising, validation=1 - noisy)))
+    assert "early instability" in found
+
+
 def test_the_validation_loss_is_judged_where_it_is_minimized_and_not_for_rising() -> None:
     generator = np.random.default_rng(0)
     train = np.linspace(3, 1, 200) + 0.01 * generator.normal(size=200)

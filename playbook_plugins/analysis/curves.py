@@ -24,6 +24,7 @@ from playbook_plugins.analysis.curve_noise import (
 )
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.isolation import isolate
+from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.analysis.parameters import Role
 from playbook_plugins.analysis.periodicity import find_period
 from playbook_plugins.analysis.records import Curve, Direction, TrialRecord
@@ -171,7 +172,7 @@ def check_curves(trials: Trials, *, regularizers: Sequence[str] | None = None) -
     """
     exempt = _scientific_regularizer(trials, regularizers)
     findings = []
-    for row, values in _best_rows(trials).items():
+    for row, values in best_rows(trials).items():
         curve = trials.curves[row]
         if curve is None:
             continue
@@ -202,9 +203,8 @@ def _judged(curve: Curve, is_minimized: bool, losses: Sequence[str] | None) -> l
 
 
 def _train(curve: Curve, is_minimized: bool) -> Series:
-    values = curve.train[np.isfinite(curve.train)]
-    falls = len(values) < 2 or float(values[-1]) <= float(values[0])
-    return series_of("train", curve.step, curve.train, is_minimized or falls)
+    is_loss = is_training_minimized(curve, "minimize" if is_minimized else "maximize")
+    return series_of("train", curve.step, curve.train, is_loss)
 
 
 def _finding(check: str, subject: str, series: Series, error_rate: float = _ERROR_RATE) -> Finding:
@@ -333,8 +333,20 @@ def _periodic(series: Series, subject: str, curve: Curve) -> Finding:
     return _answer(finding, period.p <= _PERIOD_LEVEL and n_rises < 2, numbers)
 
 
-def _best_rows(trials: Trials) -> dict[int, list[str]]:
-    """Return the row of the best trial of each scientific value, with those values; else that of the study."""
+def best_rows(trials: Trials) -> dict[int, list[str]]:
+    """Return the row of the best trial of each scientific value, with those values; else that of the study.
+
+    Parameters
+    ----------
+    trials
+        The study.
+
+    Returns
+    -------
+    dict
+        ``{row: ["optimizer=adam"]}``, one entry a trial, of several values where it is the best of several; an empty
+        list where the study has no scientific hyperparameter. Empty where no trial is feasible.
+    """
     best: dict[int, list[str]] = {}
     scientific = [parameter for parameter in trials.parameters if parameter.role is Role.SCIENTIFIC]
     for parameter in scientific:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from playbook_plugins.analysis.records import Curve, Direction
 
@@ -103,15 +104,40 @@ def guess_direction(curves: Sequence[Curve], column: str, direction: Direction) 
     str
         ``"minimize"`` where the name has one of "loss", "error" and "perplexity"; ``"maximize"`` where it has one of
         "acc", "auc", "f1", "bleu", "rouge", "iou", "dice", "precision", "recall", "psnr", "ssim", "score" and
-        "reward"; the training objective's is that of its change in most trials; otherwise ``direction``.
+        "reward"; for the training objective, what `is_training_minimized` says of most trials;
+        otherwise ``direction``.
     """
     if column == "train":
-        changes = [
-            np.sign(known[-1] - known[0]) for curve in curves if len(known := curve.train[np.isfinite(curve.train)]) > 1
+        votes = [
+            1 if is_training_minimized(curve, direction) else -1 for curve in curves if np.isfinite(curve.train).any()
         ]
-        total = float(np.sum(changes))
-        return direction if total == 0 else "minimize" if total < 0 else "maximize"
+        return "minimize" if sum(votes) >= 0 else "maximize"
     name = column.lower()
     if any(word in name for word in _LOWER):
         return "minimize"
     return "maximize" if any(word in name for word in _HIGHER) else direction
+
+
+def is_training_minimized(curve: Curve, direction: Direction) -> bool:
+    """Return whether the training objective of a run gets better when it is lower.
+
+    Parameters
+    ----------
+    curve
+        The run.
+    direction
+        In which its validation objective gets better.
+
+    Returns
+    -------
+    bool
+        False where the validation objective is maximized and the training objective rises with it, as an accuracy
+        does: it ends higher than it began, and the ranks of the two move together. A loss that rises does not.
+    """
+    known = np.isfinite(curve.train) & np.isfinite(curve.validation)
+    if direction == "minimize" or not known.any():
+        return True
+    if curve.train[known][-1] <= curve.train[known][0]:
+        return True
+    train, validation = rankdata(curve.train[known]), rankdata(curve.validation[known])
+    return float((train - train.mean()) @ (validation - validation.mean())) <= 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
+from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 
 SECTION = "Identifying unstable training workloads"
@@ -74,9 +75,10 @@ class _Series:
 def check_stability(run: Curve | TrialRecord, *, subject: str = "run") -> list[Finding]:
     """Ask whether a run was unstable: in what way, and at which step.
 
-    The training loss and, where it is minimized, the monitored validation objective are judged; the one with the
-    larger excess is reported. All rules compare losses by their noise and their range, so that ``a * loss + b`` with
-    a > 0 gets the verdicts of ``loss``; the gradient norm's are unchanged by a scale.
+    The training loss (a training accuracy turned round, see `is_training_minimized` of analysis/objectives.py) and,
+    where it is minimized, the monitored validation objective are judged; the one with the larger excess is reported.
+    All rules compare losses by their noise and their range, so that ``a * loss + b`` with a > 0 gets the verdicts of
+    ``loss``; the gradient norm's are unchanged by a scale.
 
     - **non-finite**: a value is infinite; or the training loss is NaN from some step to the end; or a validation
       objective is NaN; or the record says that the run diverged.
@@ -153,14 +155,16 @@ def _known(name: str, step: NDArray[np.int64], values: NDArray[np.float64]) -> _
 def known_losses(run: Curve | TrialRecord) -> list[_Series]:
     """Return the losses that a run is judged by: of training, and of validation where it is minimized."""
     curve = run.curve if isinstance(run, TrialRecord) else run
-    train = _known("train", curve.step, curve.train)
+    direction = run.direction if isinstance(run, TrialRecord) else "minimize"
+    # A training accuracy is a loss when it is turned round.
+    is_loss = is_training_minimized(curve, direction)
+    train = _known("train", curve.step, curve.train if is_loss else -curve.train)
     # Every evaluation of a validation objective has a value: NaN says that it was not finite.
     is_known = bool(np.isfinite(curve.validation).any())
     validation = _known("validation", curve.step, np.where(np.isnan(curve.validation), np.inf, curve.validation))
-    is_minimized = not isinstance(run, TrialRecord) or run.direction == "minimize"
     is_other = not np.array_equal(curve.train, curve.validation, equal_nan=True)
     both = [train] * (len(train.values) > 0 or train.broken is not None)
-    return both + [validation] * (is_known and is_minimized and (is_other or not both))
+    return both + [validation] * (is_known and direction == "minimize" and (is_other or not both))
 
 
 def _horizon(run: Curve | TrialRecord) -> int:
