@@ -114,6 +114,24 @@ def one_study(value: str, rate: list[float], low: float = 1e-4) -> Trials:
     )
 
 
+def test_branches_of_two_parents_are_dimensions_of_their_own() -> None:
+    choice = {"kind": "categorical", "role": Role.SCIENTIFIC}
+    parameters = [
+        Parameter(name="optimizer", choices=("adam", "sgd"), **choice),
+        Parameter(name="schedule", choices=("cosine", "constant"), **choice),
+        Parameter(name="adam.rate", kind="float", low=0, high=1, condition=("optimizer", "adam")),
+        Parameter(name="cosine.warmup", kind="float", low=0, high=1, condition=("schedule", "cosine")),
+    ]
+    rates = np.linspace(0, 1, 8)
+    trials = Trials.from_columns(
+        "s",
+        parameters,
+        {"optimizer": ["adam"] * 8, "schedule": ["cosine"] * 8, "adam.rate": rates, "cosine.warmup": [0.5] * 8},
+        np.arange(8.0),
+    )
+    assert len(trials.distinct(np.arange(8))) == 8
+
+
 def test_concat_makes_scientific_what_was_fixed_differently() -> None:
     table = Trials.concat([one_study("x", [0.1, 0.2]), one_study("y", [0.5], low=1e-2)])
     assert table.name == "x, y"

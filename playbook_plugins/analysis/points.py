@@ -6,9 +6,54 @@ Playbook: "Designing the next round of experiments": each scientific value sees 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from playbook_plugins.analysis.parameters import Parameter
+
+if TYPE_CHECKING:
+    from playbook_plugins.analysis.trials import Trials
+
+
+def point_coordinates(
+    trials: Trials, parameters: Sequence[Parameter], rows: NDArray[np.intp]
+) -> list[NDArray[np.float64]]:
+    """Return the places of some trials along some hyperparameters, equal where the points are.
+
+    Parameters
+    ----------
+    trials
+        The study.
+    parameters
+        The dimensions that tell points apart.
+    rows
+        Row indices, shape (n,).
+
+    Returns
+    -------
+    list of ndarray
+        Of shape (n,) each, places in [0, 1], NaN where a trial has none. Exclusive branches of one parent share their
+        dimensions, because paired branches get the same places of their own ranges.
+    """
+    columns: list[NDArray[np.float64]] = []
+    branches: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
+    for parameter in parameters:
+        unit = trials.unit(parameter.name)[rows]
+        if parameter.condition is None:
+            columns.append(unit)
+        else:
+            parent, value = parameter.condition
+            branches.setdefault(parent, {}).setdefault(repr(value), []).append(unit)
+    for of_parent in branches.values():
+        for place in range(max(len(branch) for branch in of_parent.values())):
+            column = np.full(len(rows), np.nan)
+            for branch in of_parent.values():
+                if place < len(branch):
+                    column = np.where(np.isnan(branch[place]), column, branch[place])
+            columns.append(column)
+    return columns
 
 
 def point_codes(coordinates: Sequence[NDArray[np.float64]], n_trials: int) -> NDArray[np.intp]:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from playbook_plugins.analysis.joining import join_search_spaces
 from playbook_plugins.analysis.objectives import Moment, judge_by
 from playbook_plugins.analysis.parameters import Parameter, Role
-from playbook_plugins.analysis.points import point_codes
+from playbook_plugins.analysis.points import point_codes, point_coordinates
 from playbook_plugins.analysis.records import Curve, Direction, Status
 
 
@@ -348,27 +348,10 @@ class Trials:
             Row indices, shape (n_points,), ascending.
         """
         chosen = np.asarray(rows, dtype=np.intp)
-        shared: list[NDArray[np.float64]] = []
-        branches: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
-        for parameter in self.parameters:
-            if parameter.role is Role.SCIENTIFIC:
-                continue
-            unit = self.unit(parameter.name)[chosen]
-            if parameter.condition is None:
-                shared.append(unit)
-            else:
-                parent, value = parameter.condition
-                branches.setdefault((parent, repr(value)), []).append(unit)
-        width = max((len(branch) for branch in branches.values()), default=0)
-        for place in range(width):
-            column = np.full(len(chosen), np.nan)
-            for branch in branches.values():
-                if place < len(branch):
-                    column = np.where(np.isnan(branch[place]), column, branch[place])
-            shared.append(column)
-        if not shared:
+        varied = [parameter for parameter in self.parameters if parameter.role is not Role.SCIENTIFIC]
+        if not varied:
             return chosen
-        point = point_codes(shared, len(chosen))
+        point = point_codes(point_coordinates(self, varied, chosen), len(chosen))
         best_first = np.argsort(np.nan_to_num(self.cost[chosen], nan=np.inf), kind="stable")
         _, first = np.unique(point[best_first], return_index=True)
         return np.sort(chosen[best_first[first]])
@@ -382,7 +365,8 @@ class Trials:
                 if parameter.rank(value) is not None:
                     config[parameter.name] = value
             elif not np.isnan(value):
-                config[parameter.name] = int(value) if parameter.kind == "int" else float(value)
+                is_whole = parameter.kind == "int" and np.isfinite(value)
+                config[parameter.name] = int(value) if is_whole else float(value)
         return config
 
     def select(self, rows: ArrayLike) -> Trials:

@@ -144,7 +144,8 @@ def quantile_best(cost: ArrayLike, m: int, share: float) -> float:
     # Between two infinite neighbours there is nothing to interpolate.
     if rank == low or ranked[low] == ranked[low - 1]:
         return float(ranked[low - 1])
-    return float(ranked[low - 1] + (rank - low) * (ranked[low] - ranked[low - 1]))
+    # Weighted, and not stepped from one to the other: their difference may overflow.
+    return float((1 - (rank - low)) * ranked[low - 1] + (rank - low) * ranked[low])
 
 
 @dataclass(frozen=True, kw_only=True)

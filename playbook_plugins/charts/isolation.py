@@ -36,8 +36,10 @@ def isolation_plot(trials: Trials, parameter: str) -> Chart:
 
     A star is the best trial of a value, or of a bucket of a continuous hyperparameter; a line joins them where the
     values are ordered. A value with more trials has more chances: where the groups differ in size, the bar is the
-    median of the best of m trials, m being the size of the smallest, and compares them fairly. The counts of trials
-    and of infeasible ones stand below the axis.
+    estimated median of the best of m trials of such a search, m being the size of the smallest, and compares them
+    fairly: of equally good values either has the better bar as often as not. So the smallest group's own bar is not its
+    best trial either. The counts of trials and of infeasible ones stand below the axis; a retrained configuration
+    counts once, and its star is at its first trial.
 
     Parameters
     ----------
@@ -268,7 +270,7 @@ def _help(isolation: Isolation) -> str:
     text = f"Stars are the best trial of each {unit}, with everything else optimized away"
     if _is_fair(isolation):
         return f"{text}; all have equally many trials, so they compare fairly."
-    return f"{text}; bars compare fairly, at the median best of {isolation.equal_count} trials each."
+    return f"{text}; bars compare fairly, at the estimated median of the best of {isolation.equal_count} trials each."
 
 
 def _alt(trials: Trials, parameter: Parameter, isolation: Isolation) -> str:
