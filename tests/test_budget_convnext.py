@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from real_studies import convnext, needs_convnext
 
-from playbook_plugins.analysis import Parameter, Trials, Verdict
+from playbook_plugins.analysis import Trials, Verdict
 from playbook_plugins.analysis.budget import best_of_m_weights, check_budget, expected_best, median_best
 from playbook_plugins.analysis.tuning_curve import TuningCurve, quantile_best, tuning_curve
 
-DATA = Path(os.environ.get("PLAYBOOK_DATA", Path(__file__).parents[2] / "shared" / "data")) / "convnext_imagenet"
-SEARCHED = ("lr", "momentum", "weight_decay", "label_smoothing")
 N_SUBSAMPLES = 200
 N_TRIALS = 32
 
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"the ConvNeXt trials are not at {DATA}")
+pytestmark = needs_convnext
 
 
 @pytest.fixture(scope="module")
 def pool() -> Trials:
-    with gzip.open(DATA / "convnext-tiny_tuning.jsonl.gz", "rt") as lines:
-        runs = [json.loads(line) for line in lines]
-    space = json.loads((DATA / "search_space.json").read_text())["space"]
-    parameters = [
-        Parameter(
-            name=name, kind="float", low=space[name]["low"], high=space[name]["high"], log=bool(space[name].get("log"))
-        )
-        for name in SEARCHED
-    ]
-    return Trials.from_columns(
-        "ConvNeXt-tiny on ImageNet",
-        parameters,
-        {name: [run[name] for run in runs] for name in SEARCHED},
-        [
-            np.nan if run["nan_train_loss"] else max(evaluation["top_1"] for evaluation in run["learning_curve"])
-            for run in runs
-        ],
-        direction="maximize",
-    )
+    return convnext()
 
 
 def best_by_rank(cost: np.ndarray, m: int, share: float) -> float:

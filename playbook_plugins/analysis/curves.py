@@ -28,23 +28,11 @@ from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.analysis.parameters import Role
 from playbook_plugins.analysis.periodicity import find_period
 from playbook_plugins.analysis.records import Curve, Direction, TrialRecord
+from playbook_plugins.analysis.regularizers import is_regularizer
 from playbook_plugins.analysis.steps import learning_rate_decays
 from playbook_plugins.analysis.trials import Trials
 
 SECTION = "Examining the training curves"
-
-# Names that hold one of these are taken for regularizers, unless `check_curves` is told which ones they are.
-REGULARIZERS = (
-    "weight_decay",
-    "dropout",
-    "label_smoothing",
-    "l1",
-    "l2",
-    "augment",
-    "mixup",
-    "cutout",
-    "stochastic_depth",
-)
 
 # At so many, one trial among many is not one of the false flags.
 _CERTAIN_ERRORS = 15.0
@@ -153,7 +141,8 @@ def check_curves(trials: Trials, *, regularizers: Sequence[str] | None = None) -
         The study; infeasible, pruned, failed and running trials, and those without a curve, are left out.
     regularizers
         The names of the hyperparameters that regularize. Where one of them is scientific, overfitting at its low
-        values is no surprise, and is not flagged. By default those whose name contains one of `REGULARIZERS`.
+        values is no surprise, and is not flagged. By default those whose name says so (`is_regularizer` of
+        analysis/regularizers.py).
 
     Returns
     -------
@@ -403,8 +392,7 @@ def _scientific_regularizer(trials: Trials, regularizers: Sequence[str] | None) 
                 f"{known}."
             )
     for parameter in trials.parameters:
-        named = any(word in parameter.name.lower() for word in REGULARIZERS)
-        regularizes = named if regularizers is None else parameter.name in regularizers
+        regularizes = is_regularizer(parameter.name) if regularizers is None else parameter.name in regularizers
         if parameter.role is Role.SCIENTIFIC and regularizes:
             return parameter.name
     return None
