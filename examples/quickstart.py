@@ -38,7 +38,7 @@ from playbook_plugins.lightning import (
     build_optimizer,
 )
 from playbook_plugins.optuna import Round, optimizer_space, trials_from_study
-from playbook_plugins.report import word, write_report
+from playbook_plugins.report import VERDICTS, word, word_quiet, write_report
 
 GOAL = "Does Adam or Nesterov momentum reach the lower validation error, each at its best?"
 WARMUP_STEPS = 15
@@ -165,17 +165,20 @@ def log_to_wandb(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
 
 def print_findings(findings: list[Finding], console: Console) -> None:
     """Print the findings, what to do first at the top."""
+    flags = [word(finding) for finding in findings if finding.verdict is Verdict.FLAG]
     table = Table(title="What the playbook's checklist says", title_justify="left", show_lines=True)
-    table.add_column("verdict", no_wrap=True)
     table.add_column("finding", overflow="fold", ratio=3)
     table.add_column("what to do", overflow="fold", ratio=2)
-    for finding in findings:
-        words = word(finding)
-        # The page holds every sentence; here those that ask for something.
-        is_flag = finding.verdict is Verdict.FLAG
-        text = f"[bold]{words.headline}[/bold]\n{words.sentence}" if is_flag else words.headline
-        table.add_row(str(finding.verdict), text, words.action)
-    console.print(table)
+    for words in flags:
+        table.add_row(f"[bold]{words.headline}[/bold]\n{words.sentence}", words.action)
+    if flags:
+        console.print(table)
+    else:
+        console.print("No check of the playbook's checklist raised a flag.")
+    # The page holds every sentence; here those that ask for something.
+    for verdict in (Verdict.TOO_LITTLE_DATA, Verdict.NO_EVIDENCE):
+        n_questions = len(word_quiet([finding for finding in findings if finding.verdict is verdict]))
+        console.print(f"{VERDICTS[verdict]}: {n_questions} questions.")
 
 
 def keep_notes_in(log: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from playbook_plugins.analysis import (
     Curve,
     Finding,
     Parameter,
+    Role,
+    Status,
     Trials,
     Verdict,
     check_budget,
@@ -18,8 +22,11 @@ from playbook_plugins.analysis import (
     critical_batch_size,
     diagnose_curve,
 )
+from playbook_plugins.analysis.interactions import check_interactions
+from playbook_plugins.analysis.max_train_steps import check_max_train_steps, pick_max_train_steps
 from playbook_plugins.report import word
 from playbook_plugins.report.checklist_flags import CHECKLIST_FLAGS
+from playbook_plugins.report.wording import Wording
 
 STEPS = np.arange(0, 1000, 10)
 NOISE = 0.01 * np.random.default_rng(0).standard_normal(100)
@@ -84,6 +91,35 @@ def test_the_budget() -> None:
     assert words.headline == "The objective hardly depends on the hyperparameters here"
 
 
+def test_hyperparameters_that_must_be_tuned_together() -> None:
+    generator = np.random.default_rng(7)
+    x, y = generator.uniform(-1, 1, (2, 60))
+    kind = np.tile(["adam", "sgd"], 30)
+    numbers = [Parameter(name=name, kind="float", low=-1, high=1) for name in ("x", "y")]
+    together = Trials.from_columns(
+        "study", numbers, {"x": x, "y": y}, (x - y) ** 2 + 0.01 * generator.standard_normal(60)
+    )
+    words = word(flagged(check_interactions(together), "interaction"))
+    assert words.headline == "x and y must be tuned together"
+    assert words.sentence.startswith("Where x is high, higher values of y are better; that explains ")
+    against = Trials.from_columns("study", numbers, {"x": x, "y": -y}, (x - y) ** 2)
+    words = word(flagged(check_interactions(against), "interaction"))
+    assert words.sentence.startswith("Where x is high, lower values of y are better; that explains ")
+    optimizer = Parameter(name="optimizer", kind="categorical", choices=("adam", "sgd"), role=Role.SCIENTIFIC)
+    anew = Trials.from_columns(
+        "study",
+        [optimizer, numbers[0]],
+        {"optimizer": kind, "x": x},
+        (x - np.where(kind == "sgd", 0.4, -0.4)) ** 2 + 0.01 * generator.standard_normal(60),
+    )
+    words = word(flagged(check_interactions(anew), "interaction"))
+    assert words.headline == "x must be tuned anew for each optimizer"
+    assert words.sentence.startswith("The best x depends on optimizer; that explains ")
+    assert " for adam and 0." in words.sentence
+    [nothing] = check_interactions(Trials.from_columns("study", numbers, {"x": x, "y": y}, x + y))
+    assert word(nothing).headline == "No evidence of hyperparameters that must be tuned together in the study"
+
+
 def test_the_luck_of_the_winner() -> None:
     objective = 0.1 + 0.01 * np.random.default_rng(5).standard_normal(64)
     words = word(flagged(check_selection_bias(study(objective), 900), "selection bias"))
@@ -121,6 +157,51 @@ def test_an_adoption(method: str, by: str) -> None:
     words = word(finding)
     assert words.headline == "optimizer: nesterov is better when retrained"
     assert words.sentence.startswith(f"Nesterov is better than adam over 5 fresh retrains against 4{by}")
+
+
+def sweep_words(rates: list[float], trains: list[list[float]], goal: float = 0.0, **columns: Any) -> dict[str, Wording]:
+    curves = [Curve.from_columns([0, 100, 200, 300], train, train, columns.pop("rate", [0.1] * 4)) for train in trains]
+    rate = Parameter(name="learning_rate", kind="float", low=1e-3, high=1.0, log=True)
+    trials = Trials.from_columns("s", [rate], {"learning_rate": rates}, np.ones(len(rates)), curves=curves, **columns)
+    return {one.subject: word(one) for one in check_max_train_steps(pick_max_train_steps(trials, goal))}
+
+
+def test_a_sweep_for_max_train_steps() -> None:
+    fast, slow, never = [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.9, 0.8, 0.7]
+    good = sweep_words([0.01, 0.1, 1.0], [slow, fast, never])
+    assert good["fit"].headline == "No evidence of a sweep that misleads about max_train_steps by its fit"
+    assert good["fit"].sentence == (
+        "The fastest of 3 trials began to fit the training set after more than 0 steps and at 100 at the latest."
+    )
+    assert good["learning_rate"].sentence == (
+        "The fastest trial has learning_rate = 0.1; 1 trial had a smaller one and 1 a larger one."
+    )
+    assert good["schedule"].sentence.startswith("Of 3 trials, 0 did not record the learning rate")
+    edge = sweep_words(
+        [0.01, 0.1, 1.0], [slow, fast, never], status=[Status.COMPLETE, Status.COMPLETE, Status.INFEASIBLE]
+    )
+    assert edge["learning_rate"].sentence.endswith("1 a larger one, where training diverged.")
+    none = sweep_words([0.01, 0.1], [never, never], goal=0.1)
+    assert none["fit"].headline == "No trial fits the training set perfectly"
+    assert none["fit"].sentence == "None of 2 trials brings the training objective to 0.1 within 300 steps."
+    early = sweep_words([0.01, 0.1], [never, never], goal=2.0)
+    assert early["fit"].headline == "The training set seems to be fitted at the first evaluation"
+
+
+def test_what_speaks_against_a_sweep_for_max_train_steps() -> None:
+    fast, slow = [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]
+    upper = sweep_words([0.01, 0.1], [slow, fast])["learning_rate"]
+    assert upper.headline == "learning_rate: the fastest fit is at the upper end of the sweep"
+    assert upper.sentence == "The fastest trial has learning_rate = 0.1, the largest that was tried."
+    assert upper.action.startswith("Sweep larger rates")
+    lower = sweep_words([0.1, 0.01], [slow, fast])["learning_rate"]
+    assert "the smallest that was tried" in lower.sentence
+    assert sweep_words([0.1], [fast])["learning_rate"].headline.endswith("is no sweep for max_train_steps")
+    decayed = sweep_words([0.01, 0.1], [slow, slow], rate=[0.1, 0.1, 0.05, 0.01])["schedule"]
+    assert decayed.headline == "The sweep for max_train_steps has learning rates that decay"
+    assert decayed.sentence == "1 trial had to be left out for it; 1 of constant rate remain."
+    regularized = sweep_words([0.01, 0.1], [slow, fast], fixed={"dropout": 0.1})["regularization"]
+    assert regularized.sentence == "Not off: dropout."
 
 
 @pytest.mark.parametrize("check", CHECKLIST_FLAGS)

@@ -39,6 +39,10 @@ from playbook_plugins.analysis.isolation import IsolationGroup as IsolationGroup
 from playbook_plugins.analysis.isolation import check_isolation as check_isolation
 from playbook_plugins.analysis.isolation import isolate as isolate
 from playbook_plugins.analysis.learning_rate_limit import check_learning_rate_limit as check_learning_rate_limit
+from playbook_plugins.analysis.max_train_steps import MaxTrainSteps as MaxTrainSteps
+from playbook_plugins.analysis.max_train_steps import SweepRefusal as SweepRefusal
+from playbook_plugins.analysis.max_train_steps import check_max_train_steps as check_max_train_steps
+from playbook_plugins.analysis.max_train_steps import pick_max_train_steps as pick_max_train_steps
 from playbook_plugins.analysis.parameters import Parameter as Parameter
 from playbook_plugins.analysis.parameters import Role as Role
 from playbook_plugins.analysis.records import Curve as Curve
@@ -67,6 +71,7 @@ from playbook_plugins.analysis.throughput import Scaling as Scaling
 from playbook_plugins.analysis.throughput import Throughput as Throughput
 from playbook_plugins.analysis.throughput import check_throughput as check_throughput
 from playbook_plugins.analysis.throughput_text import describe_throughput as describe_throughput
+from playbook_plugins.analysis.trial_stability import check_trial_stability as check_trial_stability
 from playbook_plugins.analysis.trials import Trials as Trials
 from playbook_plugins.analysis.tuning_curve import TuningBox as TuningBox
 from playbook_plugins.analysis.tuning_curve import TuningCurve as TuningCurve

@@ -4,5 +4,8 @@ Imports charts/ and analysis/ and nothing else of this package. The page is one 
 """
 
 from playbook_plugins.report.page import write_report as write_report
+from playbook_plugins.report.wording import VERDICTS as VERDICTS
+from playbook_plugins.report.wording import Quiet as Quiet
 from playbook_plugins.report.wording import Wording as Wording
 from playbook_plugins.report.wording import word as word
+from playbook_plugins.report.wording import word_quiet as word_quiet

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from playbook_plugins.analysis import Finding
-from playbook_plugins.report.phrases import Words, among, capital, count_text, has, number_text, percent, where_asked
+from playbook_plugins.report.phrases import (
+    Numbers,
+    Words,
+    among,
+    as_float,
+    capital,
+    count_text,
+    has,
+    number_text,
+    percent,
+    where_asked,
+)
 
 # What is looked for; {} is what it was asked about.
 QUESTIONS = {
@@ -20,12 +31,14 @@ QUESTIONS = {
     "early saturation": "training that was over early in {}",
     "rising training loss": "a training objective that gets worse in {}",
     "periodic validation": "a validation metric that swings with a period in {}",
+    "interaction": "hyperparameters that must be tuned together in the {}",
     "budget": "points still missing, or hyperparameters that do not matter, in the {}",
     "adoption": "an advantage of {} that holds when it is retrained",
     "selection bias": "a best result that owes much to the luck of the {}",
     "evaluation sample": "a sampled evaluation set that differs from the full one in its {}",
     "steps to target": "larger batches that need more steps",
     "critical batch size": "batch sizes beyond which hardly any steps are saved",
+    "max_train_steps": "a sweep that misleads about max_train_steps by its {}",
 }
 
 
@@ -35,7 +48,7 @@ def _overfitting(finding: Finding) -> Words | None:
         n_overfitting = count_text(numbers["n_overfitting"], "trial")
         return (
             f"Overfitting in {n_overfitting} of {number_text(numbers['n_trials'])}",
-            f"Trial {number_text(numbers['trial'])} does most; selecting the best trial hides them.",
+            f"Trial {number_text(numbers['trial'])} overfits most. Selecting the best trial favors those that do not.",
             "Add or tune regularization before the next round: configurations may have lost only because they overfit.",
         )
     if not has(numbers, "best_step", "share_of_range"):
@@ -105,6 +118,33 @@ def _periodic_validation(finding: Finding) -> Words | None:
         f"It comes back every {number_text(numbers['period'])} evaluations ({number_text(numbers['period_steps'])} "
         f"steps), which explains {percent(numbers['share_of_variance'])} of its variation.",
         "Check that the training data are shuffled every epoch and that every evaluation sees the same examples.",
+    )
+
+
+def _interaction(finding: Finding) -> Words | None:
+    numbers = finding.numbers
+    if not has(numbers, "first", "second", "n_points", "share", "partial_correlation"):
+        return None
+    first, second = number_text(numbers["first"]), number_text(numbers["second"])
+    points = count_text(numbers["n_points"], "feasible point" if numbers.get("feasible_only") else "point")
+    share = f"{percent(numbers['share'])} of the variance of the ranks over {points}"
+    if has(numbers, "t"):
+        better = "higher" if as_float(numbers["partial_correlation"]) > 0 else "lower"
+        return (
+            f"{first} and {second} must be tuned together",
+            f"Where {first} is high, {better} values of {second} are better; that explains {share}.",
+            "Search both in one study. Where one is fixed, the best value of the other holds for that value only.",
+        )
+    sentence = f"The best {second} depends on {first}; that explains {share}."
+    if has(numbers, "lower_value", "lower_best", "higher_value", "higher_best"):
+        sentence += (
+            f" It is about {number_text(numbers['lower_best'])} for {number_text(numbers['lower_value'])} and "
+            f"{number_text(numbers['higher_best'])} for {number_text(numbers['higher_value'])}."
+        )
+    return (
+        f"{second} must be tuned anew for each {first}",
+        sentence,
+        f"Give each {first} its own search over {second}: at one fixed value, the {first} that it suits wins.",
     )
 
 
@@ -235,6 +275,83 @@ def _critical_batch_size(finding: Finding) -> Words | None:
     )
 
 
+def fitting_steps(finding: Finding) -> str:
+    """Return what one finding on max_train_steps says where nothing speaks against it; "" where its numbers lack."""
+    numbers = finding.numbers
+    if has(numbers, "max_train_steps", "low", "n_watched"):
+        return (
+            f"The fastest of {count_text(numbers['n_watched'], 'trial')} began to fit the training set after more than "
+            f"{number_text(numbers['low'])} steps and at {number_text(numbers['max_train_steps'])} at the latest."
+        )
+    if has(numbers, "learning_rate", "n_smaller", "n_larger"):
+        diverged = ", where training diverged" if numbers.get("stability_edge") else ""
+        return (
+            f"The fastest trial has {finding.subject} = {number_text(numbers['learning_rate'])}; "
+            f"{count_text(numbers['n_smaller'], 'trial')} had a smaller one and {number_text(numbers['n_larger'])} a "
+            f"larger one{diverged}."
+        )
+    if has(numbers, "n_watched", "n_unknown_schedule"):
+        return (
+            f"Of {count_text(numbers['n_watched'], 'trial')}, {number_text(numbers['n_unknown_schedule'])} did not "
+            "record the learning rate and are taken to hold it constant."
+        )
+    return ""
+
+
+def _max_train_steps(finding: Finding) -> Words | None:
+    numbers = finding.numbers
+    if finding.subject == "fit":
+        return _fit(numbers)
+    if finding.subject == "schedule" and has(numbers, "n_not_constant", "n_watched"):
+        return (
+            "The sweep for max_train_steps has learning rates that decay",
+            f"{count_text(numbers['n_not_constant'], 'trial')} had to be left out for it; "
+            f"{number_text(numbers['n_watched'])} of constant rate remain.",
+            "Repeat them with a constant learning rate: a schedule that decays is made for a length of training.",
+        )
+    if finding.subject == "regularization" and has(numbers, "regularizers"):
+        return (
+            "The sweep for max_train_steps is regularized",
+            f"Not off: {numbers['regularizers']}.",
+            "Repeat the sweep without regularization and data augmentation, which slow fitting down; add steps when "
+            "they come back.",
+        )
+    if not has(numbers, "learning_rate", "at_boundary"):
+        return None
+    side, rate = numbers["at_boundary"], number_text(numbers["learning_rate"])
+    if side == "both":
+        return (
+            f"{finding.subject}: a single rate is no sweep for max_train_steps",
+            f"All trials that tell have {finding.subject} = {rate}.",
+            "Sweep smaller and larger rates: a badly chosen one makes training seem to need far more steps.",
+        )
+    extreme, wider = ("smallest", "smaller") if side == "lower" else ("largest", "larger")
+    return (
+        f"{finding.subject}: the fastest fit is at the {side} end of the sweep",
+        f"The fastest trial has {finding.subject} = {rate}, the {extreme} that was tried.",
+        f"Sweep {wider} rates too before believing max_train_steps: fewer steps may be enough.",
+    )
+
+
+def _fit(numbers: Numbers) -> Words | None:
+    if numbers.get("at_first_evaluation") and has(numbers, "max_train_steps"):
+        return (
+            "The training set seems to be fitted at the first evaluation",
+            f"The training objective reaches {number_text(numbers.get('goal'))} at step "
+            f"{number_text(numbers['max_train_steps'])}, where it is known for the first time.",
+            "Check the goal and the direction of the training objective; if they are right, evaluate more often.",
+        )
+    if not has(numbers, "n_watched", "goal", "last_step"):
+        return None
+    return (
+        "No trial fits the training set perfectly",
+        f"None of {count_text(numbers['n_watched'], 'trial')} brings the training objective to "
+        f"{number_text(numbers['goal'])} within {number_text(numbers['last_step'])} steps.",
+        "Train longer, widen the range of learning rates, or choose a goal that some configuration is known to reach; "
+        "a model that is too small never fits.",
+    )
+
+
 CHECKLIST_FLAGS: dict[str, Callable[[Finding], Words | None]] = {
     "overfitting": _overfitting,
     "late variance": _late_variance,
@@ -242,10 +359,12 @@ CHECKLIST_FLAGS: dict[str, Callable[[Finding], Words | None]] = {
     "early saturation": _early_saturation,
     "rising training loss": _rising_training_loss,
     "periodic validation": _periodic_validation,
+    "interaction": _interaction,
     "budget": _budget,
     "adoption": _adoption,
     "selection bias": _selection_bias,
     "evaluation sample": _evaluation_sample,
     "steps to target": _steps_to_target,
     "critical batch size": _critical_batch_size,
+    "max_train_steps": _max_train_steps,
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from playbook_plugins.analysis import Finding
 from playbook_plugins.report.checklist_flags import CHECKLIST_FLAGS
+from playbook_plugins.report.next_round_flags import NEXT_ROUND_FLAGS
 from playbook_plugins.report.phrases import (
     Numbers,
     Words,
@@ -137,31 +138,52 @@ def _best_step(finding: Finding) -> Words | None:
     half = f"of the better half of the feasible trials{count}"
     if as_float(numbers["share_early"]) > as_float(numbers["share_late"]):
         return (
-            "The best trials peak early in training",
+            f"The best trials peak early in training{where_asked(numbers)}",
             f"{early} {half} reach their best step in the first 10% of training.",
             "Train for fewer steps and spend the budget on more trials, or look for overfitting in the curves.",
         )
     if numbers.get("learning_rate_decays"):
         return (
-            "The best step is late, which says little under a decaying learning rate",
+            f"The best step is late, which says little under a decaying learning rate{where_asked(numbers)}",
             f"{late} {half} reach their best step in the last 25% of training, as a decaying learning rate makes them.",
             "Judge the length of training by trying a longer one.",
         )
     return (
-        "The best trials are still improving at the end of training",
+        f"The best trials are still improving at the end of training{where_asked(numbers)}",
         f"{late} {half} reach their best step in the last 25% of training.",
         "Train for more steps: some configurations may need them to show what they can reach.",
     )
 
 
+def value_text(numbers: Numbers, name: str) -> str | None:
+    """Return the value that a finding calls winner or runner_up, or the ends of its bucket; None where it has none."""
+    if has(numbers, name):
+        text = number_text(numbers[name])
+        # A combination of values reads as one.
+        return f"({text})" if ", " in text and not text.startswith("(") else text
+    if has(numbers, f"{name}_low", f"{name}_high"):
+        return f"{number_text(numbers[f'{name}_low'])} to {number_text(numbers[f'{name}_high'])}"
+    return None
+
+
+def pruned_text(numbers: Numbers) -> str:
+    """Return a sentence about the pruned trials that an isolation leaves out; "" where there are none."""
+    if not numbers.get("n_pruned"):
+        return ""
+    verb = "is" if numbers["n_pruned"] == 1 else "are"
+    count = count_text(numbers["n_pruned"], "pruned trial")
+    return f" {count} {verb} left out, which is unfair to values that learn slowly."
+
+
 def _isolation(finding: Finding) -> Words | None:
     numbers = finding.numbers
-    if not has(numbers, "winner", "best"):
+    winner, runner_up = value_text(numbers, "winner"), value_text(numbers, "runner_up")
+    if winner is None or not has(numbers, "best"):
         return None
-    winner = number_text(numbers["winner"])
-    sentence = f"At its best, {finding.subject} = {winner} reaches {number_text(numbers['best'])}"
-    if has(numbers, "runner_up", "runner_up_best"):
-        sentence += f"; {number_text(numbers['runner_up'])} reaches {number_text(numbers['runner_up_best'])}"
+    subject = f"({finding.subject})" if ", " in finding.subject else finding.subject
+    sentence = f"At its best, {subject} = {winner} reaches {number_text(numbers['best'])}"
+    if runner_up is not None and has(numbers, "runner_up_best"):
+        sentence += f"; {runner_up} reaches {number_text(numbers['runner_up_best'])}"
     sentence += "."
     if has(numbers, "lead", "p"):
         lead = number_text(numbers["lead"])
@@ -170,11 +192,23 @@ def _isolation(finding: Finding) -> Words | None:
             f" {first} to {winner}; were the values equally good, a lead this long would have the chance "
             f"{number_text(numbers['p'])}."
         )
-    return (
-        f"{finding.subject}: {winner} leads",
-        sentence,
-        f"Before adopting {winner}, retrain its best configuration with several seeds: a search's winner is lucky.",
-    )
+    elif has(numbers, "n_points", "n_wins", "p"):
+        sentence += (
+            f" Of the best {count_text(numbers['n_points'], 'point')} that it shares with other values, it is the best "
+            f"at {number_text(numbers['n_wins'])}; were the values equally good, so many would have the chance "
+            f"{number_text(numbers['p'])}."
+        )
+    sentence += pruned_text(numbers)
+    retrain = "retrain its best configuration with several seeds: a search's winner is lucky."
+    if has(numbers, "p_winner", "allowed_p") and as_float(numbers["p_winner"]) > as_float(numbers["allowed_p"]):
+        return (
+            f"{finding.subject}: the values differ, {winner} leads narrowly",
+            f"{sentence} Over one other value alone, such a lead would have a chance of up to "
+            f"{number_text(numbers['p_winner'])}.",
+            f"Drop the values that are far behind, and compare the close ones with more trials. Before adopting "
+            f"{winner}, {retrain}",
+        )
+    return f"{finding.subject}: {winner} leads", sentence, f"Before adopting {winner}, {retrain}"
 
 
 FLAGS: dict[str, Callable[[Finding], Words | None]] = {
@@ -185,4 +219,5 @@ FLAGS: dict[str, Callable[[Finding], Words | None]] = {
     "isolation": _isolation,
     **RUN_FLAGS,
     **CHECKLIST_FLAGS,
+    **NEXT_ROUND_FLAGS,
 }

@@ -21,8 +21,9 @@ from playbook_plugins.charts.palette import MARKS, OFF_SCALE
 from playbook_plugins.charts.scales import objective_scale
 from playbook_plugins.charts.table import choice_labels, trial_rows
 from playbook_plugins.report.interaction import page_spec
+from playbook_plugins.report.next_round_flags import NEXT_ROUND_FLAGS
 from playbook_plugins.report.phrases import number_text
-from playbook_plugins.report.wording import VERDICTS, section_link, word
+from playbook_plugins.report.wording import VERDICTS, section_link, word, word_quiet
 
 N_TOP = 10
 _MAX_REASONS = 8
@@ -205,10 +206,27 @@ def _overview(trials: Trials) -> list[dict[str, str]]:
 def _findings(findings: Sequence[Finding]) -> dict[str, Any]:
     quiet = []
     for verdict in (Verdict.TOO_LITTLE_DATA, Verdict.NO_EVIDENCE):
-        words = [word(finding) for finding in findings if finding.verdict is verdict]
+        words = word_quiet([finding for finding in findings if finding.verdict is verdict])
         if words:
             quiet.append({"title": VERDICTS[verdict], "words": words})
-    return {"flags": [word(finding) for finding in findings if finding.verdict is Verdict.FLAG], "quiet": quiet}
+    flags = [finding for finding in findings if finding.verdict is Verdict.FLAG]
+    advice = [word(finding) for finding in flags if finding.check in NEXT_ROUND_FLAGS]
+    problems = _flags([finding for finding in flags if finding.check not in NEXT_ROUND_FLAGS])
+    return {"flags": problems, "advice": advice, "quiet": quiet}
+
+
+def _flags(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Return the words of each flag, with those of the same question asked of single scientific values below it."""
+    asked: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        asked.setdefault((finding.check, finding.subject), []).append(finding)
+    flags = []
+    for same in asked.values():
+        # That of the whole study says most.
+        first, *others = sorted(same, key=lambda finding: finding.numbers.get("value") is not None)
+        values = ", ".join(str(finding.numbers["value"]) for finding in others if finding.numbers.get("value"))
+        flags.append({"words": word(first), "also": values, "others": [word(finding) for finding in others]})
+    return flags
 
 
 def _by_rank(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,18 +7,32 @@ check that is not known here gets a generic sentence with all its numbers. "No e
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from playbook_plugins.analysis import Finding, Verdict
-from playbook_plugins.report.checklist_flags import CHECKLIST_FLAGS
+from playbook_plugins.report.checklist_flags import CHECKLIST_FLAGS, fitting_steps
 from playbook_plugins.report.checklist_flags import QUESTIONS as CHECKLIST_QUESTIONS
-from playbook_plugins.report.flags import FLAGS, crowding, infeasible_share
-from playbook_plugins.report.phrases import Words, has, listed, number_text, percent, split_subject, where_asked
+from playbook_plugins.report.flags import FLAGS, crowding, infeasible_share, pruned_text, value_text
+from playbook_plugins.report.next_round_flags import NEXT_ROUND_FLAGS, NEXT_ROUND_QUESTIONS
+from playbook_plugins.report.phrases import (
+    Numbers,
+    Words,
+    has,
+    listed,
+    number_text,
+    percent,
+    split_subject,
+    where_asked,
+)
 from playbook_plugins.report.run_flags import QUESTIONS as RUN_QUESTIONS
 from playbook_plugins.report.run_flags import RUN_FLAGS, too_little
+from playbook_plugins.report.unanswered import UNANSWERED
 
 PLAYBOOK = "https://github.com/google-research/tuning_playbook"
 
+# How many subjects a headline names.
+_MAX_NAMES = 3
 
 # The verdicts in words, for headings.
 VERDICTS = {
@@ -33,10 +47,11 @@ _QUESTIONS = {
     "feasibility": "an infeasible majority of the trials",
     "stability edge": "an edge of stability at {}",
     "boundary": "best trials crowding against the bound of {}",
-    "best step": "best steps that gather early or late in training",
+    "best step": "best steps that gather early or late in the training of the {}",
     "isolation": "a difference between the values of {} at their best",
     **RUN_QUESTIONS,
     **CHECKLIST_QUESTIONS,
+    **NEXT_ROUND_QUESTIONS,
 }
 
 
@@ -98,6 +113,60 @@ def word(finding: Finding) -> Wording:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quiet:
+    """One question that raised no flag, with all the subjects of which it was asked.
+
+    Attributes
+    ----------
+    headline
+        The question and its answer, with the names of the first subjects.
+    sentence
+        Why it has no answer, or the numbers of a single subject; "" where each part has its own.
+    parts
+        The wording of each subject; empty where there is a single one.
+    """
+
+    headline: str
+    sentence: str
+    parts: tuple[Wording, ...]
+
+
+def word_quiet(findings: Sequence[Finding]) -> list[Quiet]:
+    """Put findings without a flag into words, those together that ask the same question with the same answer.
+
+    Parameters
+    ----------
+    findings
+        Of any checks, all with one verdict, NO_EVIDENCE or TOO_LITTLE_DATA.
+
+    Returns
+    -------
+    list of Quiet
+        In the order in which the questions come first.
+    """
+    asked: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        answer = word(finding).headline.replace(_question(finding), "").replace(where_asked(finding.numbers), "")
+        asked.setdefault((finding.check, answer), []).append(finding)
+    return [_together(check, answer, same) for (check, answer), same in asked.items()]
+
+
+def _together(check: str, answer: str, same: Sequence[Finding]) -> Quiet:
+    parts = tuple(map(word, same))
+    first = parts[0]
+    if len(same) == 1:
+        return Quiet(headline=first.headline, sentence=first.sentence, parts=())
+    subjects = list(dict.fromkeys(map(_subject, same)))
+    names = ", ".join(subjects[:_MAX_NAMES])
+    if len(subjects) > _MAX_NAMES:
+        names += f" and {len(subjects) - _MAX_NAMES} more"
+    question = _question(same[0])
+    # Without the question in it, the headline is a reason, the same for all of them.
+    headline = first.headline.replace(question, _ask(check, names)) if question in first.headline else answer
+    return Quiet(headline=headline, sentence="", parts=parts)
+
+
 def section_link(section: str) -> str:
     """Return the address of a section of the playbook, or of the playbook where there is no section."""
     # GitHub's rule: lower case, punctuation dropped, spaces become hyphens.
@@ -112,11 +181,13 @@ def _no_evidence(finding: Finding) -> Words:
         sentence = infeasible_share(numbers)
     elif finding.check == "boundary" and has(numbers, "best", "bound"):
         sentence = crowding(split_subject(finding.subject)[0], numbers)
-    elif finding.check == "isolation" and has(numbers, "winner", "best", "runner_up", "runner_up_best"):
-        sentence = (
-            f"{number_text(numbers['winner'])} reaches {number_text(numbers['best'])}, "
-            f"{number_text(numbers['runner_up'])} {number_text(numbers['runner_up_best'])}."
-        )
+    elif finding.check == "isolation" and has(numbers, "best", "runner_up_best"):
+        winner, runner_up = value_text(numbers, "winner"), value_text(numbers, "runner_up")
+        if winner is not None and runner_up is not None:
+            sentence = (
+                f"{winner} reaches {number_text(numbers['best'])}, "
+                f"{runner_up} {number_text(numbers['runner_up_best'])}.{pruned_text(numbers)}"
+            )
     elif finding.check == "best step" and has(numbers, "share_early", "share_late"):
         sentence = (
             f"Of the better half, {percent(numbers['share_early'])} reach their best step in the first 10% of "
@@ -124,15 +195,26 @@ def _no_evidence(finding: Finding) -> Words:
         )
         if numbers.get("learning_rate_decays"):
             sentence += " Under a decaying learning rate late best steps say little: judge the length by a longer run."
-    elif (finding.check in RUN_FLAGS | CHECKLIST_FLAGS or finding.check not in FLAGS) and numbers:
-        sentence = f"{listed(numbers)}."
+    elif finding.check == "max_train_steps":
+        sentence = fitting_steps(finding)
+    elif (finding.check in RUN_FLAGS | CHECKLIST_FLAGS | NEXT_ROUND_FLAGS or finding.check not in FLAGS) and numbers:
+        sentence = _known(numbers)
     return f"No evidence of {_question(finding)}", sentence, ""
 
 
 def _too_little(finding: Finding) -> Words:
-    numbers = listed(finding.numbers)
+    words = UNANSWERED.get(finding.check)
+    known = words(finding) if words else None
+    if known is not None:
+        return known
     what = too_little(finding) if finding.check in RUN_FLAGS else "Too few trials"
-    return f"{what} to look for {_question(finding)}", f"{numbers}." if numbers else "", ""
+    return f"{what} to look for {_question(finding)}", _known(finding.numbers), ""
+
+
+def _known(numbers: Numbers) -> str:
+    """Return a sentence with all numbers that are known."""
+    text = listed({name: value for name, value in numbers.items() if value is not None})
+    return f"{text}." if text else ""
 
 
 def _generic_flag(finding: Finding) -> Words:
@@ -142,8 +224,15 @@ def _generic_flag(finding: Finding) -> Words:
 
 
 def _question(finding: Finding) -> str:
+    return _ask(finding.check, _subject(finding))
+
+
+def _subject(finding: Finding) -> str:
     name, side = split_subject(finding.subject)
-    subject = (f"{name} ({side})" if side else name) + where_asked(finding.numbers)
-    if finding.check in _QUESTIONS:
-        return _QUESTIONS[finding.check].replace("{}", subject)
-    return f"“{finding.check}”" + ("" if subject in ("", "study") else f" of {subject}")
+    return (f"{name} ({side})" if side else name) + where_asked(finding.numbers)
+
+
+def _ask(check: str, subject: str) -> str:
+    if check in _QUESTIONS:
+        return _QUESTIONS[check].replace("{}", subject)
+    return f"“{check}”" + ("" if subject in ("", "study") else f" of {subject}")
