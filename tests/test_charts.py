@@ -288,6 +288,7 @@ def test_the_isolation_plot_shows_what_the_analysis_found() -> None:
         assert row["trial"] == trials.number[group.best_row]
         assert f"{group.n_trials} trials, {group.n_infeasible} infeasible" in chart.alt
     assert f"median best of {isolation.equal_count}" in json.dumps(chart.spec)
+    assert f"bars compare fairly, at the estimated median of the best of {isolation.equal_count} trials" in chart.help
 
 
 def test_the_isolation_plot_needs_no_bar_where_the_counts_are_equal() -> None:

@@ -104,6 +104,55 @@ def test_a_winner_is_to_be_retrained() -> None:
     assert "retrain" in words.action
 
 
+def test_a_winner_at_shared_points_is_told_by_its_points() -> None:
+    numbers = {"winner": "a, c", "best": 0.02, "runner_up": "b, c", "runner_up_best": 0.03, "p": 0.002}
+    words = word(flag("isolation", "optimizer, activation", **numbers, n_points=12, n_wins=11, n_pruned=3))
+    assert words.headline == "optimizer, activation: (a, c) leads"
+    assert words.sentence == (
+        "At its best, (optimizer, activation) = (a, c) reaches 0.02; (b, c) reaches 0.03. Of the best 12 points that "
+        "it shares with other values, it is the best at 11; were the values equally good, so many would have the "
+        "chance 0.002. 3 pruned trials are left out, which is unfair to values that learn slowly."
+    )
+
+
+def test_a_winning_range_is_told_by_its_ends() -> None:
+    numbers = {
+        "winner_low": 0.01,
+        "winner_high": 0.1,
+        "best": 0.02,
+        "runner_up_low": 0.001,
+        "runner_up_high": 0.01,
+        "runner_up_best": 0.03,
+        "n_pruned": 0,
+    }
+    words = word(flag("isolation", "lr", **numbers, lead=6, p=0.02, p_winner=None, allowed_p=0.05))
+    assert words.headline == "lr: 0.01 to 0.1 leads"
+    assert words.sentence == (
+        "At its best, lr = 0.01 to 0.1 reaches 0.02; 0.001 to 0.01 reaches 0.03. The best 6 trials all belong to 0.01 "
+        "to 0.1; were the values equally good, a lead this long would have the chance 0.02."
+    )
+    silent = word(Finding(check="isolation", subject="lr", verdict=Verdict.NO_EVIDENCE, numbers=numbers))
+    assert silent.headline == "No evidence of a difference between the values of lr at their best"
+    assert silent.sentence == "0.01 to 0.1 reaches 0.02, 0.001 to 0.01 0.03."
+
+
+def test_a_narrow_winner_is_told_as_one() -> None:
+    numbers = {"winner": "adam", "best": 0.02, "runner_up": "nesterov", "runner_up_best": 0.03, "lead": 6, "p": 0.02}
+    words = word(flag("isolation", "optimizer", **numbers, p_winner=0.2, allowed_p=0.05, n_pruned=1))
+    assert words.headline == "optimizer: the values differ, adam leads narrowly"
+    assert words.sentence.endswith(
+        "1 pruned trial is left out, which is unfair to values that learn slowly. Over one other value alone, such a "
+        "lead would have a chance of up to 0.2."
+    )
+    assert words.action == (
+        "Drop the values that are far behind, and compare the close ones with more trials. Before adopting adam, "
+        "retrain its best configuration with several seeds: a search's winner is lucky."
+    )
+    # With a clear lead it is the plain winner.
+    clear = word(flag("isolation", "optimizer", **numbers, p_winner=0.03, allowed_p=0.05))
+    assert clear.headline == "optimizer: adam leads"
+
+
 def test_the_known_error_rate_is_told_with_a_flag() -> None:
     finding = Finding(check="new", subject="study", verdict=Verdict.FLAG, numbers={"ratio": 2.0}, error_rate=0.09)
     assert word(finding).sentence == "Ratio = 2. (False flags: at most 9% of studies.)"
@@ -146,6 +195,7 @@ _NAMES = [
     *("n_judged", "n_infeasible", "share", "low", "high", "all_infeasible", "explained_by", "explained_side"),
     *("share_there", "share_elsewhere", "threshold", "n_beyond", "share_infeasible_beyond", "best", "bound", "k"),
     *("k_outer", "p", "allowed_p", "share_early", "share_late", "learning_rate_decays", "winner", "runner_up", "lead"),
+    *("winner_low", "winner_high", "runner_up_low", "runner_up_high", "n_points", "n_wins", "p_winner", "n_pruned"),
     *("runner_up_best", "value", "n_failed", "n_better_half", "share_infeasible_before", "something new"),
 ]
 
