@@ -34,6 +34,9 @@ from playbook_plugins.analysis.gradient_noise import GradientNoiseScale as Gradi
 from playbook_plugins.analysis.gradient_noise import gradient_noise_scale as gradient_noise_scale
 from playbook_plugins.analysis.gradient_norms import GradientNorms as GradientNorms
 from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
+from playbook_plugins.analysis.interactions import Interactions as Interactions
+from playbook_plugins.analysis.interactions import check_interactions as check_interactions
+from playbook_plugins.analysis.interactions import interactions as interactions
 from playbook_plugins.analysis.isolation import Isolation as Isolation
 from playbook_plugins.analysis.isolation import IsolationGroup as IsolationGroup
 from playbook_plugins.analysis.isolation import check_isolation as check_isolation

@@ -18,6 +18,7 @@ from playbook_plugins.analysis.curves import check_curves
 from playbook_plugins.analysis.feasibility import check_feasibility
 from playbook_plugins.analysis.findings import Finding, Verdict
 from playbook_plugins.analysis.good_region import check_good_region
+from playbook_plugins.analysis.interactions import check_interactions
 from playbook_plugins.analysis.isolation import check_isolation
 from playbook_plugins.analysis.selection_bias import check_selection_bias
 from playbook_plugins.analysis.sensitivity import check_sensitivity
@@ -94,6 +95,7 @@ def review(
         *check_best_steps(table),
         *check_budget(table, known_sd),
         *check_isolation(table),
+        *check_interactions(table),
         *check_adoption(table, known_sd=retrain_sd),
         *check_sensitivity(table),
         *check_good_region(table),
