@@ -117,6 +117,8 @@ def _boundary(finding: Finding) -> Words | None:
         return None
     sentence = crowding(name, numbers)
     crowds = not has(numbers, "p", "allowed_p") or as_float(numbers["p"]) <= as_float(numbers["allowed_p"])
+    if has(numbers, "p_with_best", "allowed_p_with_best"):
+        crowds = crowds and as_float(numbers["p_with_best"]) <= as_float(numbers["allowed_p_with_best"])
     finding_text = f"the best trials crowd against the {side} bound"
     if not crowds:
         finding_text = f"the objective still improves towards the {side} bound"
