@@ -276,6 +276,14 @@ def test_divergence_at_the_other_end_is_no_crowding() -> None:
     assert flags / 60 <= 0.09
 
 
+def test_a_side_at_which_all_diverge_is_not_short_of_trials() -> None:
+    # More of them would diverge, too: the trials there have answered.
+    unit = np.random.default_rng(0).random((96, 2))
+    cost = np.where(unit[:, 0] > 0.6, np.nan, (unit[:, 0] - 0.2) ** 2 + (unit[:, 1] - 0.5) ** 2)
+    verdicts = {finding.subject: finding.verdict for finding in check_boundaries(make_study(unit, cost))}
+    assert verdicts["x0, upper"] is Verdict.NO_EVIDENCE
+
+
 def test_an_edge_needs_more_than_the_best_trial_beside_it() -> None:
     unit = np.linspace(0, 1, 50)[:, None]
     cost = np.where(unit[:, 0] > 0.6, np.nan, (unit[:, 0] - 0.25) ** 2)

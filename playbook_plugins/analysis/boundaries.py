@@ -109,7 +109,7 @@ def check_boundaries(trials: Trials) -> list[Finding]:
         ``share_infeasible_beyond``, ``share_infeasible_before``, ``p`` of so many infeasible ones beyond, ``k``,
         ``k_before`` (of the best k, those that crowd before the threshold) and ``p_before`` of so many.
         ``value`` names the scientific value a question was asked of. TOO_LITTLE_DATA below 8 points, below 4
-        feasible ones, or where no crowding could have been significant.
+        feasible ones, or where no crowding could have been significant, unless it is divergence that leaves too few.
     """
     samples = list(_samples(trials))
     n_questions = Counter(parameter.name for sample in samples for parameter in sample.parameters)
@@ -216,9 +216,11 @@ def _judge(trials: Trials, sample: _Sample, n_questions: Counter[str]) -> Iterat
     can_crowd = (crowding.least_p <= allowed["allowed_p"]) & (
         crowding.least_p_with_best <= allowed["allowed_p_with_best"]
     )
-    is_steep = (slope_p <= allowed["allowed_slope_p"]) & (
-        2 * is_outer[~is_feasible].sum(axis=0) <= is_outer.sum(axis=0)
-    )
+    is_trained = 2 * is_outer[~is_feasible].sum(axis=0) <= is_outer.sum(axis=0)
+    is_steep = (slope_p <= allowed["allowed_slope_p"]) & is_trained
+    # Where so many would be enough if they trained, more trials would diverge as well.
+    enough = count_crowding(np.arange(n_points, dtype=np.float64), is_outer)
+    is_barren = ~is_trained & (enough.least_p_with_best <= allowed["allowed_p_with_best"])
     best = int(np.argmin(cost))
     for column, (place, parameter, side) in enumerate(sides):
         edge = _find_stability_edge(trials, sample, place_of[:, column], parameter, side, n_questions)
@@ -228,7 +230,7 @@ def _judge(trials: Trials, sample: _Sample, n_questions: Counter[str]) -> Iterat
         if is_crowded[column] or is_steep[column]:
             verdict = Verdict.FLAG
         else:
-            verdict = Verdict.NO_EVIDENCE if can_crowd[column] else Verdict.TOO_LITTLE_DATA
+            verdict = Verdict.NO_EVIDENCE if can_crowd[column] or is_barren[column] else Verdict.TOO_LITTLE_DATA
         numbers: dict[str, Number] = start | {
             "best": float(trials.values[parameter.name][sample.rows[best]]),
             "bound": float(parameter.low if side == "lower" else parameter.high),
