@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import ndtr, stdtrit
 from scipy.stats import ttest_ind
 
 from playbook_plugins.analysis import Parameter, Role, Status, Trials, Verdict
@@ -146,6 +147,13 @@ def test_retrains_without_any_spread_are_no_certainty() -> None:
     assert result.improvement == pytest.approx(0.01)
     assert compare_retrains([0.1 + 0.2, 0.3], [0.4, 0.4], "minimize").method == "rank"
     assert compare_retrains([0.91], [0.90], "maximize", known_sd=0.01).method == "known sd"
+
+
+def test_three_retrains_against_many_get_two_degrees_of_freedom() -> None:
+    many = np.random.default_rng(0).normal(size=11)
+    assert compare_retrains([1, 2, 4], many, "minimize").freedom == 2
+    assert compare_retrains(many, [1, 2, 4], "minimize").freedom == 2
+    assert compare_retrains(many[:10], [1, 2, 4], "minimize").freedom > 2
 
 
 def test_two_retrains_against_more_get_one_degree_of_freedom() -> None:
@@ -357,6 +365,42 @@ def test_equally_good_candidates_are_rarely_adopted(n_candidate: int, n_baseline
     assert rate <= 0.06 + 2 * math.sqrt(0.06 * 0.94 / n_pairs)
 
 
+def expected_false_adoptions(n_candidate: int, n_baseline: int, ratio: float, n_draws: int = 1000) -> float:
+    """Return the rate of p <= 0.05 given the spreads, over drawn spreads: the means are normal and independent of them.
+
+    It needs far fewer draws than counting false adoptions.
+    """
+    generator = np.random.default_rng([n_candidate, n_baseline, int(10 * ratio)])
+    error = math.sqrt(ratio**2 / n_candidate + 1 / n_baseline)
+    chances = []
+    for _ in range(n_draws):
+        result = compare_retrains(
+            ratio * generator.normal(size=n_candidate), generator.normal(size=n_baseline), "minimize"
+        )
+        chances.append(ndtr(stdtrit(result.freedom, 0.05) * result.standard_error / error))
+    return float(np.mean(chances))
+
+
+@pytest.mark.slow
+def test_false_adoptions_stay_at_6_percent_over_all_sizes() -> None:
+    ratios = (0.1, 0.3, 0.7, 1.0, 1.4, 2.0, 3.0, 10.0)
+    sizes = [(2, 2), (2, 3), (2, 30), (3, 3), (3, 7), (3, 10), (3, 11), (3, 30), (4, 10), (4, 30), (5, 30), (30, 30)]
+    rates = {(*size, ratio): expected_false_adoptions(*size, ratio) for size in sizes for ratio in ratios}
+    # The standard error of the larger ones is 0.0015, and so many are looked at.
+    assert max(rates.values()) <= 0.06 + 2 * 0.0015, max(rates, key=lambda key: rates[key])
+    # Those that are largest, with four times less of it.
+    for key in ((3, 7, 2.0), (3, 10, 1.4), (3, 10, 2.0), (2, 2, 10.0)):
+        assert expected_false_adoptions(*key, n_draws=16_000) <= 0.06, key
+
+
+@pytest.mark.slow
+def test_welch_alone_would_fail_where_three_face_many() -> None:
+    generator = np.random.default_rng(0)
+    candidate, baseline = generator.normal(size=(200_000, 3)), generator.normal(size=(200_000, 30))
+    plain = ttest_ind(candidate, baseline, axis=1, equal_var=False, alternative="less").pvalue
+    assert np.mean(plain <= 0.05) == pytest.approx(0.061, abs=0.0011)
+
+
 def test_welch_with_equal_spreads_keeps_its_level() -> None:
     assert 0.03 <= false_adoptions(5, 5, 1.0, 4000) <= 0.06
 
@@ -367,6 +411,23 @@ def test_welch_alone_would_fail_where_two_face_many() -> None:
     plain = ttest_ind(candidate, baseline, axis=1, equal_var=False, alternative="less").pvalue
     assert np.mean(plain <= 0.05) > 0.065
     assert false_adoptions(2, 10, 1.0, 2000) <= 0.01
+
+
+POWERS = [(2, 0.23, 0.64), (3, 0.57, 0.79), (5, 0.89, 0.94), (10, 0.99, 0.998)]
+
+
+@pytest.mark.parametrize(("n_retrains", "power", "power_known"), POWERS)
+def test_the_power_is_the_stated_one(n_retrains: int, power: float, power_known: float) -> None:
+    generator = np.random.default_rng(n_retrains)
+    n_pairs = 2000
+    pairs = generator.normal(size=(n_pairs, 2, n_retrains))
+    for known_sd, expected in ((None, power), (1.0, power_known)):
+        found = np.mean([compare_retrains(one - 2, two, "minimize", known_sd).p <= 0.05 for one, two in pairs])
+        error = math.sqrt(expected * (1 - expected) / n_pairs)
+        # The figures are rounded to half a percent.
+        assert found == pytest.approx(expected, abs=2 * error + 0.005)
+    # The normal distribution says it of the known spread.
+    assert ndtr(2 * math.sqrt(n_retrains / 2) - 1.6448536) == pytest.approx(power_known, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +514,10 @@ def test_the_luck_of_a_winner_is_not_adopted(n_points: int, n_retrains: int) -> 
     assert against_baseline / n_studies <= allowed
     assert with_the_first / n_studies > 0.08
     assert winner_alone / n_studies > 0.4
+    if (n_points, n_retrains) == (10, 4):
+        # Twenty points: the stated figures.
+        assert with_the_first / n_studies == pytest.approx(0.10, abs=2 * math.sqrt(0.1 * 0.9 / n_studies))
+        assert winner_alone / n_studies == pytest.approx(0.6, abs=2 * math.sqrt(0.6 * 0.4 / n_studies))
     assert finding.error_rate == 0.06
 
 

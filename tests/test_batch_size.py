@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from playbook_plugins.analysis.batch_size import (
     check_critical_batch_size,
     critical_batch_size,
 )
+from playbook_plugins.analysis.batch_size_fit import fit_critical_size
 from playbook_plugins.analysis.gradient_noise import gradient_noise_scale
 from playbook_plugins.analysis.steps_to_target import Budget, fewest_steps, held_budget, steps_to_target
 
@@ -116,6 +118,26 @@ def test_the_fewest_steps_at_each_batch_size() -> None:
     result = critical_batch_size(nothing.batch_size, nothing.steps, last_steps=nothing.last_step)
     assert result.refusal is Refusal.FEW_SIZES
     assert {finding.verdict for finding in check_critical_batch_size(result)} == {Verdict.TOO_LITTLE_DATA}
+
+
+def test_order_scale_and_direction_do_not_matter_to_the_fewest_steps() -> None:
+    trials = study()
+    expected = fewest_steps(trials, 1.0)
+    order = np.random.default_rng(0).permutation(7)
+    shuffled = fewest_steps(trials.select(order), 1.0)
+    # The objective in another unit and turned round, at steps a hundred times as far apart.
+    curves = [
+        None if one is None else Curve.from_columns(100 * one.step, 3 - 7 * one.validation) for one in trials.curves
+    ]
+    turned = study(curves=curves, max_steps=[2000] * 7, status=list(trials.status))
+    scaled = fewest_steps(replace(turned, direction="maximize"), 3 - 7 * 1.0)
+    for other, factor in ((shuffled, 1), (scaled, 100)):
+        assert other.batch_size.tolist() == expected.batch_size.tolist()
+        assert other.steps == pytest.approx(factor * expected.steps)
+        assert other.last_step.tolist() == (factor * expected.last_step).tolist()
+        assert other.n_trials.tolist() == expected.n_trials.tolist()
+        assert other.budget is expected.budget
+    assert [order[row] if row >= 0 else -1 for row in shuffled.best_row] == expected.best_row.tolist()
 
 
 def test_all_infeasible_and_categorical_batch_sizes() -> None:
@@ -369,6 +391,22 @@ def test_the_interval_covers_the_critical_batch_size(n_sizes: int, tails: str, s
     assert given >= (0.95 if size < 0.1 else 0.75) * n_runs
     error = math.sqrt(0.05 * 0.95 / n_runs)
     assert 0.92 - 2 * error <= covered / given <= 0.98 + 2 * error
+
+
+@pytest.mark.slow
+def test_the_percentiles_of_resampled_residuals_would_cover_too_seldom() -> None:
+    generator = np.random.default_rng(7)
+    batch_sizes, n_runs, covered = sizes(5), 1500, 0
+    for _ in range(n_runs):
+        critical = 64 * 2 ** (4 * generator.uniform(0.3, 0.7))
+        y = np.log(law(batch_sizes, critical)) + 0.03 * generator.normal(size=5)
+        fitted = np.log1p(np.exp(fit_critical_size(batch_sizes, y[np.newaxis])[0][0]) / batch_sizes)
+        residual = y - y.mean() - fitted + fitted.mean()
+        # Two parameters were spent.
+        drawn = fitted + math.sqrt(5 / 3) * residual[generator.integers(5, size=(300, 5))]
+        low, high = np.quantile(fit_critical_size(batch_sizes, drawn)[0], [0.025, 0.975])
+        covered += low <= math.log(critical) <= high
+    assert covered / n_runs == pytest.approx(0.85, abs=2 * math.sqrt(0.85 * 0.15 / n_runs))
 
 
 def rates(n_sizes: int, critical: float, noise: float = 0.05, n_runs: int = 300) -> tuple[float, float, float]:

@@ -53,6 +53,23 @@ def test_it_equals_the_mean_over_all_subsets(cost: list[int], data: st.DataObjec
     assert median_best(cost, m) == bests[(len(bests) + 1) // 2 - 1]
 
 
+# What opda 0.8.0 says: EmpiricalDistribution(COST).u_tuning_curve(SIZES, minimize=...) and v_tuning_curve.
+COST = [0.31, 0.27, 0.42, 0.27, 0.9, 0.35, 0.55, 0.29]
+SIZES = [1, 2, 3, 5, 8]
+OPDA_LOWEST = [0.42, 0.30857142857142855, 0.28482142857142856, 0.2725, 0.27]
+OPDA_HIGHEST = [0.42, 0.5314285714285715, 0.6191071428571429, 0.7535714285714286, 0.9]
+OPDA_NAIVE = [0.42, 0.3225, 0.2947265625, 0.2785601806640625, 0.2726535487174988]
+
+
+def test_it_agrees_with_opda() -> None:
+    assert [expected_best(COST, m) for m in SIZES] == pytest.approx(OPDA_LOWEST, rel=1e-12)
+    rows = np.array(SIZES) - 1
+    np.testing.assert_allclose(tuning_curve(table(COST)).expected[rows], OPDA_LOWEST, rtol=1e-12)
+    highest = tuning_curve(table(COST, direction="maximize")).expected
+    np.testing.assert_allclose(highest[rows], OPDA_HIGHEST, rtol=1e-12)
+    assert [naive_expected_best(COST, m) for m in SIZES] == pytest.approx(OPDA_NAIVE, rel=1e-12)
+
+
 @given(st.integers(1, 40), st.data())
 def test_the_weights_are_ratios_of_binomials(n_trials: int, data: st.DataObject) -> None:
     m = data.draw(st.integers(1, n_trials))
@@ -532,5 +549,6 @@ def test_adaptive_searches_are_seen_and_quasi_random_ones_are_not() -> None:
         n_wrong += order_trend(table(effect(points, "") + error, points)) <= 0.01
         points[16:] = np.clip(0.4 + 0.1 * generator.normal(size=(16, 4)), 0, 1)
         n_seen += order_trend(table(effect(points, "") + error, points)) <= 0.01
-    assert n_seen >= 0.97 * 300
+    # 99%, less two standard errors.
+    assert n_seen >= 300 * (0.99 - 2 * math.sqrt(0.99 * 0.01 / 300))
     assert n_wrong <= 300 * allowed(0.01, 300)

@@ -140,6 +140,51 @@ def test_false_flags_where_only_the_mean_is_known(name: str, allowed: float) -> 
     assert flags(name, 100, 1_000, seed=1, mean_only=True) <= bound(allowed, 1_000)
 
 
+@pytest.mark.parametrize(("name", "rate"), [("exponential", 0.017), ("lognormal", 0.035)])
+def test_long_tails_raise_the_rate_where_only_the_mean_is_known(name: str, rate: float) -> None:
+    generator = np.random.default_rng(11)
+    n_runs, found = 6_000, 0
+    samples = DRAWS[name](generator, (n_runs, 100))
+    mean = {"exponential": 1.0, "lognormal": math.exp(0.5)}[name]
+    for sample in samples:
+        found += mean_of(check_evaluation_sample(sample, mean)).verdict is Verdict.FLAG
+    assert found / n_runs == pytest.approx(rate, abs=2 * math.sqrt(rate / n_runs) + 0.0005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["correctness", "normal", "exponential"])
+def test_a_skewed_sample_is_found(name: str) -> None:
+    generator = np.random.default_rng(12)
+    full, n, n_runs = DRAWS[name](generator, 3_000), 200, 200
+    score = (full - full.mean()) / full.std()
+    found = {}
+    for n_errors in (2, 4):
+        # Examples are the likelier to be drawn the larger their value is.
+        weight = np.clip(1 + n_errors * math.sqrt((1 - n / 3_000) / n) * score, 0, None)
+        verdicts = [
+            mean_of(
+                check_evaluation_sample(
+                    generator.choice(full, n, replace=False, p=weight / weight.sum()), full, seed=run
+                )
+            ).verdict
+            for run in range(n_runs)
+        ]
+        found[n_errors] = float(np.mean([verdict is Verdict.FLAG for verdict in verdicts]))
+    assert found[2] == pytest.approx(0.25, abs=2 * math.sqrt(0.25 * 0.75 / n_runs) + 0.03)
+    assert found[4] >= 0.85 - 2 * math.sqrt(0.85 * 0.15 / n_runs)
+
+
+def test_a_class_that_is_drawn_too_often_is_found() -> None:
+    generator = np.random.default_rng(13)
+    full = np.repeat(np.arange(10), 300)
+    weight = np.where(full == 0, 2.0, 1.0)
+    found = 0
+    for _ in range(300):
+        [finding] = check_sample_classes(generator.choice(full, 200, replace=False, p=weight / weight.sum()), full)
+        found += finding.verdict is Verdict.FLAG and finding.numbers["class"] == "0"
+    assert found / 300 == pytest.approx(0.55, abs=2 * math.sqrt(0.25 / 300))
+
+
 def test_the_first_of_a_sorted_set_are_flagged() -> None:
     loss = np.sort(np.random.default_rng(0).exponential(size=1000))
     finding = mean_of(check_evaluation_sample(loss[:100], loss))

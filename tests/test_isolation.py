@@ -668,3 +668,8 @@ def test_a_hundred_thousand_trials_take_under_a_second() -> None:
     isolate(trials, "optimizer")
     isolate(trials, "rate")
     assert time.process_time() - begin < 1
+
+
+def test_a_gap_beyond_floating_point_is_unknown() -> None:
+    [finding] = check_isolation(compare(["a"] * 6 + ["b"] * 6, [-1.7e308] * 6 + [1.7e308] * 6))
+    assert (finding.verdict, finding.numbers["gap"]) == (Verdict.FLAG, None)

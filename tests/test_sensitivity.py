@@ -32,6 +32,53 @@ def test_sensitivity_is_the_same_upwards_and_in_any_order() -> None:
     assert again["p1"].numbers == pytest.approx(found["p1"].numbers)
 
 
+def test_a_hand_worked_share() -> None:
+    # A grid of five by four, ranked by the second coordinate and then the first: ranks 5 j + i + 1. Their variance is
+    # (20^2 - 1) / 12 = 33.25, of which i has (5^2 - 1) / 12 = 2 and 5 j the rest; there is no noise.
+    i, j = (place.ravel() for place in np.meshgrid(np.arange(5), np.arange(4), indexing="ij"))
+    first, second = check_sensitivity(table(np.column_stack([i / 4, j / 3]), 10.0 * j + i))
+    assert (first.verdict, second.verdict) == (Verdict.FLAG, Verdict.NO_EVIDENCE)
+    assert first.numbers["share"] == pytest.approx(2 / 33.25)
+    assert second.numbers["share"] == pytest.approx(31.25 / 33.25)
+    assert (first.numbers["p"], second.numbers["p"]) == (0.0, 1.0)
+    assert (first.numbers["n_points"], first.numbers["noticeable"], first.numbers["allowed_p"]) == (20, 0.1, 0.0075)
+
+
+def test_minimizing_and_maximizing_are_dual() -> None:
+    generator = np.random.default_rng(1)
+    points = generator.random((60, 2))
+    error = (points[:, 0] - 0.4) ** 2 + 0.02 * generator.standard_normal(60)
+    error[::7] = np.inf
+    trials = table(points, error)
+    turned = Trials.from_columns("t", trials.parameters, trials.values, -error, direction="maximize")
+    assert [one.numbers for one in check_sensitivity(turned)] == [one.numbers for one in check_sensitivity(trials)]
+    assert check_good_region(turned) == check_good_region(trials)
+
+
+def test_the_good_region_knows_no_order_or_scale() -> None:
+    generator = np.random.default_rng(2)
+    points = generator.random((60, 2))
+    error = (points[:, 0] - 0.5) ** 2
+    expected = check_good_region(table(points, error))
+    assert [one.verdict for one in expected][:2] == [Verdict.FLAG, Verdict.FLAG]
+    shuffle = generator.permutation(60)
+    assert check_good_region(table(points[shuffle], np.exp(9 * error[shuffle]))) == expected
+    # On a logarithmic scale the same places are cut.
+    parameters = [Parameter(name=f"p{place}", kind="float", low=1e-6, high=1, log=True) for place in range(2)]
+    columns = {f"p{place}": 10 ** (6 * points[:, place] - 6) for place in range(2)}
+    assert check_good_region(Trials.from_columns("t", parameters, columns, error)) == expected
+
+
+def test_a_repeated_point_is_one_witness() -> None:
+    generator = np.random.default_rng(3)
+    points = generator.random((60, 2))
+    error = (points[:, 0] - 0.5) ** 2
+    repeated = table(np.repeat(points, 3, axis=0), np.repeat(error, 3) + np.tile([0.0, 1.0, 2.0], 60))
+    once = table(points, error)
+    assert [one.numbers for one in check_sensitivity(repeated)] == [one.numbers for one in check_sensitivity(once)]
+    assert [one.numbers["n_points"] for one in check_good_region(repeated)] == [60] * 4
+
+
 def test_an_interaction_is_no_insensitivity() -> None:
     generator = np.random.default_rng(0)
     points = generator.random((100, 3))
@@ -110,3 +157,50 @@ def test_infeasible_trials_count_as_worst() -> None:
     sensitive = check_sensitivity(table(places[:, None], error))[0]
     assert sensitive.verdict is Verdict.NO_EVIDENCE
     assert float(sensitive.numbers["share"] or 0) > 0.5
+
+
+@pytest.mark.parametrize("n_parameters", [1, 2, 6])
+def test_the_known_error_rates_hold_for_any_number_of_hyperparameters(n_parameters: int) -> None:
+    generator = np.random.default_rng(6)
+    n_studies = 300
+    for n_points in (30, 60):
+        n_wrong = n_cut = 0
+        for _ in range(n_studies):
+            points = generator.random((n_points, n_parameters))
+            effect = math.sqrt(0.1 * 12) * (points - 0.5).sum(axis=1)
+            noise = math.sqrt(1 - 0.1 * n_parameters) * generator.standard_normal(n_points)
+            trials = table(points, effect + noise)
+            n_wrong += any(finding.verdict is Verdict.FLAG for finding in check_sensitivity(trials))
+            flat = table(points, generator.random(n_points))
+            n_cut += any(finding.verdict is Verdict.FLAG for finding in check_good_region(flat))
+        allowed = 0.05 + 2 * math.sqrt(0.05 * 0.95 / n_studies)
+        assert n_wrong / n_studies <= allowed
+        assert n_cut / n_studies <= allowed
+
+
+@pytest.mark.parametrize(("n_points", "power"), [(30, 0.44), (60, 0.94)])
+def test_what_has_no_effect_is_found_insensitive(n_points: int, power: float) -> None:
+    generator = np.random.default_rng(4)
+    n_studies, n_found = 300, 0
+    for _ in range(n_studies):
+        points = generator.random((n_points, 3))
+        error = math.sqrt(0.8 * 12) * points[:, 0] + math.sqrt(0.2) * generator.standard_normal(n_points)
+        first, *others = check_sensitivity(table(points, error))
+        assert first.verdict is Verdict.NO_EVIDENCE
+        n_found += sum(finding.verdict is Verdict.FLAG for finding in others)
+    # Of the same study, the two are not independent.
+    assert n_found / (2 * n_studies) == pytest.approx(power, abs=2 * math.sqrt(power * (1 - power) / n_studies))
+
+
+@pytest.mark.parametrize(
+    ("n_points", "n_parameters", "power"), [(30, 1, 0.15), (50, 1, 0.81), (60, 1, 0.95), (60, 3, 0.74), (120, 3, 1.0)]
+)
+def test_the_ends_of_a_range_whose_middle_is_best_may_be_cut(n_points: int, n_parameters: int, power: float) -> None:
+    generator = np.random.default_rng(5)
+    n_studies, n_found = 300, 0
+    for _ in range(n_studies):
+        points = generator.random((n_points, n_parameters))
+        ends = check_good_region(table(points, (points[:, 0] - 0.5) ** 2))[:2]
+        n_found += sum(finding.verdict is Verdict.FLAG for finding in ends)
+    error = math.sqrt(power * (1 - power) / n_studies)
+    assert n_found / (2 * n_studies) == pytest.approx(power, abs=max(2 * error, 0.01))

@@ -357,6 +357,8 @@ def test_healthy_runs_are_rarely_flagged(kind: str) -> None:
     n_flagged = sum(bool(flagged(healthy(generator, kind))) for _ in range(n_runs))
     allowed = HEALTHY[kind]
     assert n_flagged / n_runs <= allowed + 2 * np.sqrt(allowed * (1 - allowed) / n_runs)
+    # As stated.
+    assert n_flagged / n_runs <= (0.06 if kind == "correlated 0.8" else 0.011)
 
 
 @pytest.mark.parametrize("kind", HEALTHY)
@@ -381,7 +383,7 @@ def test_unstable_runs_are_found(kind: str, noise: str) -> None:
     generator = np.random.default_rng(12)
     n_runs = 300
     found = sum(kind in flagged(curve(unstable(generator, kind, draw(generator, noise)))) for _ in range(n_runs))
-    assert found >= 0.9 * n_runs
+    assert found >= 0.92 * n_runs
 
 
 def test_one_unstable_run_of_each_kind_is_found_and_its_healthy_twin_is_not() -> None:
@@ -513,3 +515,44 @@ def test_four_healthy_runs_are_rarely_said_to_be_limited() -> None:
         assert finding.error_rate is not None
         allowed = finding.error_rate
         assert n_flagged / n_studies <= allowed + 2 * np.sqrt(allowed * (1 - allowed) / n_studies), kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["gaussian", "t3"])
+@pytest.mark.parametrize(
+    ("kind", "factor", "power"),
+    [
+        *[(kind, 2.0, 0.92) for kind in OF_THE_LOSS],
+        *[(kind, factor, 0.98) for kind in ("non-finite", "loss rise") for factor in (5.0, 10.0)],
+    ],
+)
+def test_what_limits_the_rate_is_found(kind: str, factor: float, power: float, noise: str) -> None:
+    generator = np.random.default_rng(15)
+    n_studies, n_found = 150, 0
+    for _ in range(n_studies):
+        candidates = {
+            one: curve(0.3 + 2.0 * np.exp(-np.arange(N_STEPS) / 80) + 0.1 * draw(generator, noise))
+            for one in (1.0, 2.0, 5.0, 10.0)
+        }
+        candidates[factor] = curve(unstable(generator, kind, draw(generator, noise)))
+        [finding] = check_learning_rate_limit(candidates)
+        n_found += finding.verdict is Verdict.FLAG and finding.numbers["unstable_factor"] == factor
+    assert n_found / n_studies >= power
+
+
+@pytest.mark.parametrize("kind", OF_THE_LOSS)
+def test_the_unit_of_the_loss_and_the_order_of_the_runs_do_not_matter_to_the_limit(kind: str) -> None:
+    candidates = runs(x1="healthy", x2="noisier", x5=kind, x10="non-finite")
+    [expected] = check_learning_rate_limit(candidates)
+    moved = {factor: curve(7.0 * one.train - 3.0) for factor, one in reversed(candidates.items())}
+    assert check_learning_rate_limit(moved) == [expected]
+    # A training accuracy that is maximized is the same run turned round.
+    turned = {
+        factor: TrialRecord(
+            direction="maximize",
+            curve=curve(-one.train, validation=-one.train),
+            status=Status.INFEASIBLE if np.isnan(one.train).any() else Status.COMPLETE,
+        )
+        for factor, one in candidates.items()
+    }
+    assert check_learning_rate_limit(turned)[0].verdict is expected.verdict

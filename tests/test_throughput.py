@@ -236,6 +236,28 @@ def test_a_gradual_knee_is_found_within_one_power_of_two(knee: int) -> None:
     assert hits >= 95
 
 
+@pytest.mark.parametrize(
+    ("model", "noise", "share"),
+    [(flat_then_linear, 0.03, 0.99), (flat_then_linear, 0.05, 0.99), (linear, 0.03, 0.99), (linear, 0.05, 0.95)],
+)
+def test_the_recommendation_is_right_in_the_stated_share_of_tables(model: Any, noise: float, share: float) -> None:
+    n_tables = n_right = 0
+    for n_sizes in (5, 8, 13):
+        sizes = powers(n_sizes)
+        # The gradual knee lies half way between two sizes.
+        for knee in sizes if model is flat_then_linear else 2 ** (np.arange(1, n_sizes - 2) + 0.5):
+            truth = table(sizes, model(sizes, knee)).recommended
+            for seed in range(30):
+                generator = np.random.default_rng([seed, int(knee), n_sizes])
+                seconds = model(sizes, knee) * np.exp(noise * generator.standard_normal(n_sizes))
+                recommended = table(sizes, seconds).recommended
+                assert truth is not None
+                assert recommended is not None
+                n_right += abs(math.log2(recommended / truth)) <= 1
+                n_tables += 1
+    assert n_right >= share * n_tables
+
+
 def test_a_knee_beyond_memory_leaves_the_largest_size() -> None:
     for seed in range(20):
         noise = np.exp(0.05 * np.random.default_rng(seed).standard_normal(8))

@@ -33,6 +33,15 @@ def test_to_unit_uses_the_search_scale() -> None:
     np.testing.assert_array_equal(single.to_unit([2.0, np.nan]), [0.5, np.nan])
 
 
+def test_a_value_without_a_finite_place_has_none() -> None:
+    np.testing.assert_array_equal(RATE.to_unit([0.0, -1.0, np.inf, -np.inf]), [np.nan] * 4)
+    np.testing.assert_array_equal(WIDTH.to_unit([np.inf, -np.inf]), [np.nan] * 2)
+    trials = Trials.from_columns("s", [RATE, WIDTH], {"rate": [0.0, 1e-2], "width": [5, np.inf]}, [1.0, 2.0])
+    assert (trials.has(RATE.name).tolist(), trials.has(WIDTH.name).tolist()) == ([False, True], [True, False])
+    # What the trial ran with is still told.
+    assert trials.config(1) == {"rate": 1e-2, "width": np.inf}
+
+
 def test_categories_are_told_apart_by_type() -> None:
     np.testing.assert_allclose(
         KIND.to_unit(["a", True, 1, None, "b", 1.0]), [1 / 8, 3 / 8, 5 / 8, 7 / 8, np.nan, np.nan]

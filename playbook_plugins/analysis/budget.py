@@ -29,6 +29,8 @@ _TREND_LEVEL = 0.01
 _INSENSITIVE_LEVEL = 0.05
 # Of any flag that is wrong, study-wise (tests/test_budget.py simulates it).
 _ERROR_RATE = 0.06
+# Larger objectives are cut to it: no verdict changes, and squares of differences stay within float64.
+_HUGE = 1e100
 
 
 def chance_of_improvement(n_trials: int, n_more: int) -> float:
@@ -169,7 +171,7 @@ def check_budget(trials: Trials, retrain_sd: float | None = None) -> list[Findin
 
 
 def _cost(trials: Trials) -> NDArray[np.float64]:
-    return np.where(trials.is_infeasible, np.inf, trials.cost)
+    return np.where(trials.is_infeasible, np.inf, np.clip(trials.cost, -_HUGE, _HUGE))
 
 
 def _insensitivity(cost: NDArray[np.float64], retrain_sd: float | None) -> float | None:
@@ -183,7 +185,9 @@ def _insensitivity(cost: NDArray[np.float64], retrain_sd: float | None) -> float
     if retrain_sd is None:
         return None
     freedom = len(cost) - 1
-    return float(chi2.cdf(freedom * float(np.var(cost / retrain_sd, ddof=1)) / 2.0, freedom))
+    with np.errstate(over="ignore"):
+        lead = np.minimum((cost - cost.min()) / retrain_sd, _HUGE)
+    return float(chi2.cdf(freedom * float(np.var(lead, ddof=1)) / 2.0, freedom))
 
 
 def _judge(

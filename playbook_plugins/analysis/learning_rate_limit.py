@@ -52,7 +52,9 @@ def check_learning_rate_limit(runs: Mapping[float, Curve | TrialRecord]) -> list
         ``unstable_factor``, the smallest that limits the rate, with its ``kind`` (a check of `check_stability`),
         ``step`` and ``ends_worse`` (1, 0, or None where unknown); ``stable_factor``, the largest below it without
         instability; None where there is none. TOO_LITTLE_DATA where no run between 1 and 10 times the best rate was
-        long enough, and none is unstable. ``error_rate`` is the chance of a false flag in four runs, as simulated.
+        long enough, and none is unstable. ``error_rate`` is the chance of a false flag in four runs, as simulated. Of
+        runs that go wrong by 20 noises, at least 92% are found at twice the rate, and at 5 and 10 times it at least 98%
+        of those that break or stay worse.
 
     Raises
     ------

@@ -94,8 +94,9 @@ class Parameter:
         Returns
         -------
         ndarray
-            float64, the shape of ``values``; NaN where there is no value. Values outside the bounds fall outside
-            [0, 1]. The i-th of K categories maps to (i + 0.5) / K; a single-valued number to 0.5.
+            float64, the shape of ``values``; NaN where there is no value, or none that has a finite place, such as
+            a learning rate of 0 on a logarithmic scale. Values outside the bounds fall outside [0, 1]. The i-th of K
+            categories maps to (i + 0.5) / K; a single-valued number to 0.5.
         """
         if self.kind == "categorical":
             ranks = self.ranks(values)
@@ -106,6 +107,7 @@ class Parameter:
             with np.errstate(divide="ignore", invalid="ignore"):
                 numbers = np.log(numbers)
             low, high = float(np.log(low)), float(np.log(high))
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
         if high == low:
             return np.where(np.isnan(numbers), np.nan, 0.5)
         return np.asarray((numbers - low) / (high - low), dtype=np.float64)

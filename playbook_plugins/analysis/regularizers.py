@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 # What the name of a hyperparameter of regularization or data augmentation holds.
 REGULARIZERS = (
     "weight_decay",
@@ -35,6 +37,8 @@ def is_regularizer(name: str) -> bool:
 
 def is_on(value: Any) -> bool:
     """Return whether a value of a regularizer switches it on: neither 0, NaN, False, None nor a word for "off"."""
+    # A numpy number of another width is no float: its NaN would count as on.
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
         return value.lower() not in _OFF
     if isinstance(value, float):

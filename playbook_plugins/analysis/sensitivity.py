@@ -34,7 +34,9 @@ def check_sensitivity(trials: Trials) -> list[Finding]:
     the categories, and the products of the asked hyperparameter with each other number. FLAG, "insensitive", where
     an effect of 10% of the ranks' variance through its own terms and products is rejected at 0.015 / d over d
     nuisance numbers (noncentral F): in the study as a whole and, where scientific values share it, for each of these
-    by itself. It can be wrong about an effect of another shape: a narrow dip, a product of three.
+    by itself. It can be wrong about an effect of another shape: a narrow dip, a product of three. Where each of three
+    hyperparameters explains exactly 10%, at most 5% of studies have a flag (``error_rate``); of those without any
+    effect, beside one that explains 80%, 44% are found with 30 points and 94% with 60.
 
     Parameters
     ----------

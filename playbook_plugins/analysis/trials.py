@@ -18,6 +18,7 @@ from playbook_plugins.analysis.objectives import Moment, judge_by
 from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.points import point_codes, point_coordinates
 from playbook_plugins.analysis.records import Curve, Direction, Status
+from playbook_plugins.analysis.trials_html import trials_html
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -265,6 +266,10 @@ class Trials:
     def __len__(self) -> int:
         """Return the number of trials."""
         return len(self.number)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: counts and the best trials."""
+        return trials_html(self)
 
     @property
     def cost(self) -> NDArray[np.float64]:
