@@ -10,16 +10,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from playbook_plugins.analysis import Parameter, Status, Trials
 from playbook_plugins.charts.palette import BEST, FAILED, FEASIBLE, INFEASIBLE, PRUNED
 from playbook_plugins.charts.theme import label
 
 N_BEST = 3
+# More marks are neither drawn quickly nor told apart.
+MAX_ROWS = 10_000
+_N_BEST_KEPT = 1_000
 _KINDS = {Status.INFEASIBLE: INFEASIBLE, Status.PRUNED: PRUNED, Status.FAILED: FAILED, Status.COMPLETE: FAILED}
 
 
 def trial_rows(trials: Trials) -> list[dict[str, Any]]:
     """Return one row a trial that is not running, the best last, so that it is drawn on top.
+
+    Of more than 10,000 trials, which no browser draws well, the best 1,000 and an even selection of the others.
 
     Parameters
     ----------
@@ -33,13 +41,18 @@ def trial_rows(trials: Trials) -> list[dict[str, Any]]:
         null unless feasible), ``kind`` (which mark it gets) and ``p0``, ``p1``, ... (null where the trial lacks the
         hyperparameter).
     """
-    ranking = trials.ranking().tolist()
-    rank = {row: place + 1 for place, row in enumerate(ranking)}
-    others = [row for row in range(len(trials)) if row not in rank and trials.status[row] != Status.RUNNING]
-    columns = [_column(trials, parameter) for parameter in trials.parameters]
+    ranking = trials.ranking()
+    ranks = np.zeros(len(trials), dtype=np.intp)
+    ranks[ranking] = np.arange(1, len(ranking) + 1)
+    drawn = drawn_rows(trials)
+    # Those without a rank come first.
+    drawn = drawn[np.argsort(np.where(ranks[drawn], -ranks[drawn], -len(trials) - 1), kind="stable")]
+    columns = [
+        dict(zip(drawn.tolist(), _column(trials, parameter, drawn), strict=True)) for parameter in trials.parameters
+    ]
     rows = []
-    for row in others + ranking[::-1]:
-        place = rank.get(row)
+    for row in drawn.tolist():
+        place = int(ranks[row]) or None
         kind = _KINDS[trials.status[row]] if place is None else BEST if place <= N_BEST else FEASIBLE
         rows.append(
             {
@@ -53,6 +66,29 @@ def trial_rows(trials: Trials) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def drawn_rows(trials: Trials) -> NDArray[np.intp]:
+    """Return the rows of the trials that charts draw, ascending: none that is running, and at most 10,000."""
+    rows = np.flatnonzero(trials.status != Status.RUNNING)
+    if len(rows) <= MAX_ROWS:
+        return rows
+    best = trials.ranking()[:_N_BEST_KEPT]
+    others = np.setdiff1d(rows, best)
+    # Evenly by number: as they come, whichever way the search or the noise drifts.
+    even = np.linspace(0, len(others) - 1, MAX_ROWS - len(best)).round().astype(np.intp)
+    return np.sort(np.concatenate([best, others[even]]))
+
+
+def describe_drawn(trials: Trials) -> str:
+    """Return a sentence that says which trials are drawn; "" where it is all of them."""
+    n_rows = int(np.sum(trials.status != Status.RUNNING))
+    if n_rows <= MAX_ROWS:
+        return ""
+    return (
+        f"Single marks stand for {MAX_ROWS:,} of {n_rows:,} trials: the best {_N_BEST_KEPT:,} and an even selection of "
+        "the others. Findings, tables and counts are of all."
+    )
 
 
 def field(place: int) -> str:
@@ -128,13 +164,12 @@ def tooltip(trials: Trials, places: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _column(trials: Trials, parameter: Parameter) -> list[Any]:
-    values = trials.values[parameter.name]
+def _column(trials: Trials, parameter: Parameter, rows: NDArray[np.intp]) -> list[Any]:
+    values = trials.values[parameter.name][rows]
     if parameter.is_numeric:
         numbers = [finite(value) for value in values]
         if parameter.kind == "int":
             return [None if number is None else int(number) for number in numbers]
         return list(numbers)
     labels = choice_labels(parameter)
-    ranks = [parameter.rank(value) for value in values]
-    return [None if rank is None else labels[rank] for rank in ranks]
+    return [None if rank < 0 else labels[rank] for rank in trials.ranks(parameter.name)[rows]]

@@ -15,9 +15,9 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from playbook_plugins import __version__
 from playbook_plugins.analysis import Finding, Trials
@@ -25,6 +25,9 @@ from playbook_plugins.analysis.review import review
 from playbook_plugins.charts.chart import import_vl_convert
 from playbook_plugins.charts.files import write_atomically
 from playbook_plugins.charts.theme import config
+from playbook_plugins.report.markdown import render_markdown
+from playbook_plugins.report.proposal import ProposedRound
+from playbook_plugins.report.sheet import describe_sheet
 from playbook_plugins.report.study import describe_study
 from playbook_plugins.report.wording import PLAYBOOK
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _MAX_TEXT = 2000
+Format: TypeAlias = Literal["html", "markdown"]
+_ENDINGS: dict[str, tuple[str, ...]] = {"html": (".html", ".htm"), "markdown": (".md",)}
 
 
 def write_report(
@@ -41,6 +46,9 @@ def write_report(
     *,
     findings: Sequence[Finding] | Sequence[Sequence[Finding]] | None = None,
     title: str | None = None,
+    next_round: ProposedRound | Sequence[ProposedRound | None] | None = None,
+    sheet: Sequence[Mapping[str, Any]] = (),
+    format: Format = "html",
 ) -> Path:
     """Write the page of one study, or of the studies of one round.
 
@@ -49,12 +57,20 @@ def write_report(
     trials
         One table of trials, or several, each with at least one trial.
     path
-        Where to write; ends in ``.html`` or ``.htm``. A page that was there before is replaced whole or not at all.
+        Where to write; ends in ``.html`` or ``.htm``, or in ``.md`` for Markdown. A file that was there before is
+        replaced whole or not at all.
     findings
         The findings to show, in the order in which they are to be read: a list for one table, a list of lists for
         several. By default what `playbook_plugins.analysis.review.review` finds.
     title
         The page's title; by default the name of the study, or of the studies.
+    next_round
+        What `playbook_plugins.optuna.next_round` proposes, for one table; or one proposal (or None) a table.
+    sheet
+        The rows of `playbook_plugins.optuna.study_sheet`: shown as a table, and the source of the commit and the
+        command line with which the best trials can be run again.
+    format
+        ``"html"``, or ``"markdown"`` for a pull request or a notebook: the same words and tables without the plots.
 
     Returns
     -------
@@ -64,8 +80,8 @@ def write_report(
     Raises
     ------
     ValueError
-        When there is no table or one has no trial, the findings do not fit the tables, or the path does not end in
-        ``.html``.
+        When there is no table or one has no trial, the findings or proposals do not fit the tables, or the path does
+        not end as the format does.
     FileNotFoundError, NotADirectoryError, PermissionError
         When the folder does not exist or cannot be written to.
     ImportError
@@ -73,11 +89,19 @@ def write_report(
     """
     target = Path(path)
     tables = [trials] if isinstance(trials, Trials) else list(trials)
-    _check(tables, target)
-    return _write(target, render_report(tables, _findings_of(tables, trials, findings), title))
+    _check(tables, target, format)
+    proposals = _proposals_of(tables, trials, next_round)
+    render = render_report if format == "html" else _render_markdown
+    return _write(target, render(tables, _findings_of(tables, trials, findings), title, proposals, sheet))
 
 
-def render_report(tables: Sequence[Trials], findings: Sequence[Sequence[Finding]], title: str | None = None) -> str:
+def render_report(
+    tables: Sequence[Trials],
+    findings: Sequence[Sequence[Finding]],
+    title: str | None = None,
+    proposals: Sequence[ProposedRound | None] | None = None,
+    sheet: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Return the page as text.
 
     Parameters
@@ -86,14 +110,13 @@ def render_report(tables: Sequence[Trials], findings: Sequence[Sequence[Finding]
         The studies, each with at least one trial.
     findings
         One list a study.
-    title
+    title, sheet
         As `write_report`.
+    proposals
+        One a study, or None.
     """
     environment = _environment()
-    described = [
-        describe_study(table, found, f"study-{place}")
-        for place, (table, found) in enumerate(zip(tables, findings, strict=True))
-    ]
+    described = _describe(tables, findings, proposals, sheet)
     data = {
         "configs": {"light": _page_config(dark=False), "dark": _page_config(dark=True)},
         "studies": [study for _, study in described],
@@ -103,6 +126,7 @@ def render_report(tables: Sequence[Trials], findings: Sequence[Sequence[Finding]
     return environment.get_template("template.html").render(
         title=title or ", ".join(table.name for table in tables),
         studies=[context for context, _ in described],
+        sheet=describe_sheet(sheet),
         style=markup((_HERE / "page.css").read_text(encoding="utf-8")),
         libraries=markup(libraries),
         script=markup(script),
@@ -113,7 +137,33 @@ def render_report(tables: Sequence[Trials], findings: Sequence[Sequence[Finding]
     )
 
 
-def _check(tables: Sequence[Trials], target: Path) -> None:
+def _describe(
+    tables: Sequence[Trials],
+    findings: Sequence[Sequence[Finding]],
+    proposals: Sequence[ProposedRound | None] | None,
+    sheet: Sequence[Mapping[str, Any]],
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    runs = {row.get("study"): row for row in sheet}
+    return [
+        describe_study(table, found, f"study-{place}", proposal=proposal, run=runs.get(table.name))
+        for place, (table, found, proposal) in enumerate(
+            zip(tables, findings, proposals or [None] * len(tables), strict=True)
+        )
+    ]
+
+
+def _render_markdown(
+    tables: Sequence[Trials],
+    findings: Sequence[Sequence[Finding]],
+    title: str | None,
+    proposals: Sequence[ProposedRound | None],
+    sheet: Sequence[Mapping[str, Any]],
+) -> str:
+    studies = [context for context, _ in _describe(tables, findings, proposals, sheet)]
+    return render_markdown(title or ", ".join(table.name for table in tables), studies, __version__)
+
+
+def _check(tables: Sequence[Trials], target: Path, format: Format) -> None:
     if not tables:
         raise ValueError("`trials` is empty: a page needs at least one study. Pass one table of trials, or several.")
     for table in tables:
@@ -121,8 +171,13 @@ def _check(tables: Sequence[Trials], target: Path) -> None:
             raise ValueError(
                 f"`trials` of the study {table.name!r} has no trial: a page needs at least one. Run the study first."
             )
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"`path` is {str(target)!r}: a page is written as .html. Give the path that ending.")
+    if format not in _ENDINGS:
+        raise ValueError(f"`format` is {format!r}: it must be one of {list(_ENDINGS)}. Leave it out for a page.")
+    if target.suffix.lower() not in _ENDINGS[format]:
+        what = "a page" if format == "html" else "Markdown"
+        raise ValueError(
+            f"`path` is {str(target)!r}: {what} is written as {_ENDINGS[format][0]}. Give the path that ending."
+        )
     if not target.parent.is_dir():
         reason = "is not a folder" if target.parent.exists() else "does not exist"
         kind = NotADirectoryError if target.parent.exists() else FileNotFoundError
@@ -149,6 +204,22 @@ def _findings_of(
             "table, and a list of such lists, one a table, for several. Leave it out to review the trials here."
         )
     return [list(found) for found in lists]
+
+
+def _proposals_of(
+    tables: Sequence[Trials],
+    trials: Trials | Sequence[Trials],
+    next_round: ProposedRound | Sequence[ProposedRound | None] | None,
+) -> list[ProposedRound | None]:
+    if next_round is None:
+        return [None] * len(tables)
+    proposals: list[Any] = list(next_round) if isinstance(next_round, Sequence) else [next_round]
+    if isinstance(trials, Trials) == isinstance(next_round, Sequence) or len(proposals) != len(tables):
+        raise ValueError(
+            f"`next_round` does not fit the {len(tables)} tables of `trials`: it must be one proposal for one table, "
+            "and a list with one proposal or None a table for several. Leave it out to propose nothing."
+        )
+    return proposals
 
 
 def _write(target: Path, page: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from playbook_plugins.analysis.findings import Number
 
@@ -27,6 +27,11 @@ def number_text(value: Number) -> str:
         digits, exponent = f"{value:.3e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.4g}"
+
+
+def config_text(value: Any) -> str:
+    """Return the value of a hyperparameter as people write it."""
+    return number_text(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def percent(value: Number) -> str:

@@ -1,0 +1,122 @@
+"""Which plots does the page show, and in which order? The playbook's: the search space, training, the question.
+
+Playbook: "Extracting insight from experimental results".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from playbook_plugins.analysis import Parameter, Role, Trials
+from playbook_plugins.charts import Chart, axis_plot, isolation_plot, training_curves
+from playbook_plugins.charts.curves import best_with_curves
+from playbook_plugins.charts.palette import MARKS, OFF_SCALE
+from playbook_plugins.charts.scales import objective_scale
+from playbook_plugins.charts.table import trial_rows
+from playbook_plugins.report.interaction import page_spec
+from playbook_plugins.report.phrases import config_text
+from playbook_plugins.report.wording import section_link
+
+_SHAPE_PATHS = {
+    "circle": "M-.7,0A.7,.7 0 1,1 .7,0A.7,.7 0 1,1 -.7,0Z",
+    "square": "M-.6,-.6H.6V.6H-.6Z",
+    "diamond": "M0,-.9L.9,0L0,.9L-.9,0Z",
+    "triangle-up": "M0,-.8L.9,.7H-.9Z",
+    "triangle-down": "M0,.8L.9,-.7H-.9Z",
+}
+
+_AXES = "Identifying bad search space boundaries"
+_CURVES = "Examining the training curves"
+_ISOLATION = "Detecting whether a change is useful with isolation plots"
+
+
+def list_chapters(trials: Trials) -> list[dict[str, Any]]:
+    """Return the plots in the playbook's order."""
+    searched = [parameter for parameter in trials.parameters if parameter.role is not Role.FIXED]
+    axes = [axis_plot(trials, parameter.name) for parameter in searched]
+    chapters = [
+        _chapter(
+            "Is the search space right?",
+            _AXES,
+            axes,
+            "The study has no hyperparameter to plot." if not axes else "",
+            help=(
+                "The objective of each trial against one hyperparameter; dashed lines are the bounds of the search "
+                "space. When the best trials crowd against one, better values may lie beyond it."
+            ),
+            legend=_axis_legend(trials),
+        )
+    ]
+    # The chapter says once how to read them; each says what is its own.
+    for parameter, figure in zip(searched, chapters[0]["figures"], strict=True):
+        figure["help"] = _place_of_best(trials, parameter)
+    if best_with_curves(trials):
+        chapters.append(_chapter("How did the best trials train?", _CURVES, [training_curves(trials)], ""))
+    else:
+        missing = "No feasible trial has a training curve. Record the evaluations of each trial to see them here."
+        chapters.append(_chapter("How did the best trials train?", _CURVES, [], missing))
+    scientific = [parameter.name for parameter in trials.parameters if parameter.role is Role.SCIENTIFIC]
+    chapters.append(
+        _chapter(
+            "What does the scientific hyperparameter change?",
+            _ISOLATION,
+            [isolation_plot(trials, name) for name in scientific if trials.has(name).any()],
+            ""
+            if scientific
+            else "No hyperparameter of this study is scientific: the round compares no values. Give one the role "
+            "SCIENTIFIC to see its isolation plot.",
+        )
+    )
+    return chapters
+
+
+def _chapter(
+    title: str, section: str, charts: list[Chart], note: str, *, help: str = "", legend: Sequence[Any] = ()
+) -> dict[str, Any]:
+    figures = [{"title": chart.title, "help": chart.help, "alt": chart.alt, "chart": chart} for chart in charts]
+    return {
+        "title": title,
+        "section": section,
+        "link": section_link(section),
+        "figures": figures,
+        "note": note,
+        "help": help,
+        "legend": legend,
+        "is_single": len(figures) == 1,
+    }
+
+
+def _place_of_best(trials: Trials, parameter: Parameter) -> str:
+    has = trials.has(parameter.name)
+    n_infeasible = int((trials.is_infeasible & has).sum())
+    count = f"{n_infeasible} of {int(has.sum())} trials infeasible."
+    ranking = [int(row) for row in trials.ranking() if has[row]]
+    if not ranking:
+        return count
+    best = trials.values[parameter.name][ranking[0]]
+    text = f"Best trial at {config_text(best if parameter.kind == 'categorical' else float(best))}"
+    if parameter.is_numeric:
+        text += f", {100 * float(parameter.to_unit(best)):.0f}% of the way from the lower to the upper bound"
+    return f"{text}; {count}"
+
+
+def _axis_legend(trials: Trials) -> list[dict[str, str]]:
+    kinds = {row["kind"] for row in trial_rows(trials)}
+    if objective_scale(trials).n_beyond:
+        kinds.add(OFF_SCALE)
+    legend = []
+    for kind, (colour, shape, _) in MARKS.items():
+        if kind in kinds:
+            if shape == "triangle-up" and trials.direction == "maximize":
+                shape = "triangle-down"
+            legend.append({"kind": kind, "colour": colour, "path": _SHAPE_PATHS.get(shape, shape)})
+    return legend
+
+
+def chart_data(chart: Chart, name: str, *, legend: bool) -> dict[str, Any]:
+    """Return a chart as the page's script draws it, without the rows of trials that the study holds once."""
+    # Rows of trials are the study's, stored once; other data, as the points of curves, stay with the chart.
+    rows = chart.spec["data"]["values"]
+    is_shared = bool(rows) and "kind" in rows[0]
+    return {"id": name, "spec": page_spec(chart.spec, legend=legend), "data": None if is_shared else rows}
