@@ -478,3 +478,21 @@ def test_names_from_a_study_are_only_ever_text(names: list[str]) -> None:
         json.dumps(chart.spec, allow_nan=False).encode()
         assert not list(_VALIDATOR.iter_errors(chart.spec))
         vl_convert.vegalite_to_vega(chart.spec, vl_version="5.21")
+
+
+def test_a_training_loss_does_not_share_the_axis_of_an_accuracy() -> None:
+    steps = np.arange(20)
+    accuracy = 1 - np.exp(-steps / 5)
+    rate = Parameter(name="rate", kind="float", low=0, high=1)
+    for train, splits in ((1 + np.exp(-steps / 5), {"validation"}), (accuracy + 0.1, {"validation", "training"})):
+        trials = Trials.from_columns(
+            "s",
+            [rate],
+            {"rate": [0.5]},
+            [accuracy.max()],
+            direction="maximize",
+            curves=[Curve.from_columns(steps, accuracy, train)],
+        )
+        chart = training_curves(trials)
+        assert {point["split"] for point in chart.spec["data"]["values"]} == splits
+        assert ("not drawn" in chart.help) is (splits == {"validation"})

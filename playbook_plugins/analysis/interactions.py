@@ -74,6 +74,16 @@ class Interactions:
     feasible_only: NDArray[np.bool_]
     n_pairs: int
 
+    @property
+    def allowed_p(self) -> float:
+        """The p-value up to which a pair is flagged, shared by all pairs."""
+        return _LEVEL / max(1, self.n_pairs)
+
+    @property
+    def is_flagged(self) -> NDArray[np.bool_]:
+        """Shape (d, d): which pairs `check_interactions` flags."""
+        return np.asarray((self.p <= self.allowed_p) & (self.share >= _NOTICEABLE), dtype=np.bool_)
+
 
 def interactions(trials: Trials) -> Interactions:
     """Measure the interaction of every pair of hyperparameters.
@@ -179,10 +189,10 @@ def check_interactions(trials: Trials) -> list[Finding]:
         ``noticeable``, ``allowed_p``. Empty where a study has no pair to ask about.
     """
     result = interactions(trials)
-    allowed = _LEVEL / max(1, result.n_pairs)
+    allowed = result.allowed_p
     pairs = [(int(one), int(other)) for one, other in np.argwhere(np.triu(result.asked))]
     pairs = sorted(pairs, key=lambda pair: (np.nan_to_num(result.p[pair], nan=2.0), -np.nan_to_num(result.share[pair])))
-    flagged = [pair for pair in pairs if result.p[pair] <= allowed and result.share[pair] >= _NOTICEABLE]
+    flagged = [pair for pair in pairs if result.is_flagged[pair]]
     untold = [pair for pair in pairs if math.isnan(result.p[pair])]
     rest = [pair for pair in pairs if pair not in flagged and pair not in untold]
     findings = [_finding(*_describe(trials, result, pair, allowed)) for pair in flagged]

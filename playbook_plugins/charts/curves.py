@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from playbook_plugins.analysis import Curve, Trials
+from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.palette import STAR, TRIAL_COLOURS
 from playbook_plugins.charts.scales import TINY, ObjectiveScale, objective_title
@@ -61,6 +62,7 @@ def training_curves(trials: Trials, n_best: int = 3) -> Chart:
     points = [point for row, curve in chosen for point in _points(trials, row, curve)]
     best = [_best_point(trials, row, curve) for row, curve in chosen]
     has_training = any(point["split"] == "training" for point in points)
+    is_other = any(np.isfinite(curve.train).any() and not _shares_unit(trials, curve) for _, curve in chosen)
     scale = _scale(trials, points, best)
     colour = {
         "field": "name",
@@ -121,7 +123,7 @@ def training_curves(trials: Trials, n_best: int = 3) -> Chart:
         "data": {"values": points},
         "layer": layers,
     }
-    return Chart(spec=spec, title=title, help=_help(has_training), alt=_alt(trials, chosen))
+    return Chart(spec=spec, title=title, help=_help(has_training, is_other), alt=_alt(trials, chosen))
 
 
 def best_with_curves(trials: Trials) -> list[tuple[int, Curve]]:
@@ -144,9 +146,15 @@ def _points(trials: Trials, row: int, curve: Curve) -> list[dict[str, Any]]:
     return [
         _point(trials, row, split, step, value)
         for split, column in (("validation", curve.validation), ("training", curve.train))
+        if split == "validation" or _shares_unit(trials, curve)
         for step, value in zip(curve.step, column, strict=True)
         if np.isfinite(value)
     ]
+
+
+def _shares_unit(trials: Trials, curve: Curve) -> bool:
+    """Return whether training and validation can stand on one axis: a loss and an accuracy cannot."""
+    return trials.direction == "minimize" or not is_training_minimized(curve, trials.direction)
 
 
 def _best_point(trials: Trials, row: int, curve: Curve) -> dict[str, Any]:
@@ -184,9 +192,12 @@ def _scale(trials: Trials, points: list[dict[str, Any]], best: list[dict[str, An
     return ObjectiveScale(low=low, high=high, limit=limit, log=is_log, direction=trials.direction)
 
 
-def _help(has_training: bool) -> str:
+def _help(has_training: bool, is_other: bool) -> str:
     lines = "solid lines are validation, dashed training" if has_training else "lines are validation"
-    return f"Stars mark the best step; {lines}. Validation that worsens while training improves hints at overfitting."
+    text = f"Stars mark the best step; {lines}."
+    if is_other and not has_training:
+        return f"{text} The training objective is a loss, in a unit of its own, and is not drawn."
+    return f"{text} Validation that worsens while training improves hints at overfitting."
 
 
 def _alt(trials: Trials, chosen: list[tuple[int, Curve]]) -> str:

@@ -33,3 +33,17 @@ MARKS: dict[str, tuple[str, str, int]] = {
     PRUNED: (GREY, "diamond", 52),
     FAILED: (GREY, "square", 40),
 }
+
+
+def translucent(colour: str, opacity: float) -> str:
+    """Return a colour of six hexadecimal digits as one that lets the background through.
+
+    Parameters
+    ----------
+    colour
+        For instance ``"#3d7fc4"``.
+    opacity
+        In [0, 1]; 1 hides the background.
+    """
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {opacity:g})"
