@@ -101,13 +101,17 @@ def track(
     return run
 
 
-def study_sheet(storage: str | optuna.storages.BaseStorage) -> list[dict[str, Any]]:
-    """Return the playbook's spreadsheet of all studies of a storage, one row a study.
+def study_sheet(
+    storage: str | optuna.storages.BaseStorage, study_names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Return the playbook's spreadsheet of the studies of a storage, one row a study.
 
     Parameters
     ----------
     storage
         As in `optuna.load_study`.
+    study_names
+        The studies to read; by default all of the storage.
 
     Returns
     -------
@@ -119,7 +123,7 @@ def study_sheet(storage: str | optuna.storages.BaseStorage) -> list[dict[str, An
         different runs. What is not known is None.
     """
     opened = optuna.storages.get_storage(storage)
-    names = sorted(optuna.study.get_all_study_names(opened))
+    names = sorted(optuna.study.get_all_study_names(opened) if study_names is None else study_names)
     return [_row(optuna.load_study(study_name=name, storage=opened)) for name in names]
 
 
