@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, Page
 from playbook_plugins.report import write_report
 
 pytestmark = pytest.mark.browser
+# Five axis plots, infeasible shares, tuning curve, training curves, best steps, isolation plot, interactions.
+N_CHARTS = 11
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def n_rings(page: Page) -> int:
 def test_every_chart_is_drawn_and_nothing_is_complained_about(browser: Browser, report: Path) -> None:
     page, complaints = open_page(browser, report)
     plots = page.locator(".plot")
-    assert plots.count() == 7
+    assert plots.count() == N_CHARTS
     for plot in plots.all():
         assert plot.locator("svg path").count() > 20
         box = plot.locator("svg").bounding_box()
@@ -60,10 +62,11 @@ def test_a_click_on_a_trial_highlights_it_everywhere_and_shows_its_configuration
     star = page.locator("#study-0-chart-0 .mark-symbol path[fill='#16946a']").last
     star.click()
     best = int(trials.number[trials.ranking()[0]])
-    assert picked(page) == [best] * 7
-    # The optimizer, its two hyperparameters, the curves (star and two lines) and the isolation plot; the other
-    # branch's hyperparameters it does not have.
-    for chart, n_marks in {0: 1, 1: 1, 2: 1, 3: 0, 4: 0, 5: 3, 6: 1}.items():
+    assert picked(page) == [best] * N_CHARTS
+    # The optimizer, its two hyperparameters, the star of the tuning curve, the curves (star and two lines), the best
+    # steps and the isolation plot; the other branch's hyperparameters it does not have, and the infeasible shares and
+    # the interactions are no trial's.
+    for chart, n_marks in {0: 1, 1: 1, 2: 1, 3: 0, 4: 0, 5: 0, 6: 1, 7: 3, 8: 1, 9: 1, 10: 0}.items():
         assert page.locator(f"#study-0-chart-{chart} path[stroke='#1f2430']").count() == n_marks, chart
     panel = page.locator("#trial")
     assert panel.is_visible()
@@ -77,7 +80,7 @@ def test_a_click_on_a_trial_highlights_it_everywhere_and_shows_its_configuration
     keep_screenshot(page, "picked")
     page.keyboard.press("Escape")
     assert not panel.is_visible()
-    assert picked(page) == [None] * 7
+    assert picked(page) == [None] * N_CHARTS
     assert n_rings(page) == 0
     assert complaints == []
 
@@ -114,11 +117,11 @@ def test_the_keyboard_reaches_every_trial(browser: Browser, report: Path) -> Non
     page.keyboard.press("ArrowDown")
     page.wait_for_function("window.playbookViews.every(({ view }) => view.signal('picked') !== null)")
     best = int(two_optimizers().number[two_optimizers().ranking()[0]])
-    assert picked(page) == [best] * 7
+    assert picked(page) == [best] * N_CHARTS
     button = page.locator("button[data-trial]").nth(1)
     button.focus()
     page.keyboard.press("Enter")
-    assert picked(page) == [int(button.inner_text())] * 7
+    assert picked(page) == [int(button.inner_text())] * N_CHARTS
     assert button.get_attribute("aria-pressed") == "true"
     assert complaints == []
 
@@ -166,7 +169,7 @@ def test_a_printed_page_is_light_and_opens_what_is_folded(browser: Browser, repo
 def test_many_trials_are_drawn_on_canvas(browser: Browser, tmp_path: Path) -> None:
     path = write_report(two_optimizers(1000, n_evaluations=100), tmp_path / "page.html")
     page, complaints = open_page(browser, path)
-    assert page.locator(".plot canvas").count() == 7
+    assert page.locator(".plot canvas").count() == N_CHARTS
     assert complaints == []
 
 
@@ -190,5 +193,7 @@ def test_two_studies_are_picked_apart(browser: Browser, tmp_path: Path) -> None:
     button = page.locator("button[data-study='study-1']").first
     trial = int(button.inner_text())
     button.click()
-    assert picked(page) == [None] * 7 + [trial] * 7
+    owners = page.evaluate("window.playbookViews.map(({ study }) => study)")
+    assert set(owners) == {"study-0", "study-1"}
+    assert picked(page) == [trial if owner == "study-1" else None for owner in owners]
     assert complaints == []

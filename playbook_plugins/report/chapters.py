@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from playbook_plugins.analysis import Parameter, Role, Trials
-from playbook_plugins.charts import Chart, axis_plot, isolation_plot, training_curves
+from playbook_plugins.analysis import Finding, Parameter, Role, Trials, interactions
+from playbook_plugins.charts import (
+    Chart,
+    axis_plot,
+    best_step_chart,
+    infeasible_share_chart,
+    interaction_chart,
+    isolation_plot,
+    training_curves,
+    tuning_curve,
+)
 from playbook_plugins.charts.curves import best_with_curves
 from playbook_plugins.charts.palette import MARKS, OFF_SCALE
 from playbook_plugins.charts.scales import objective_scale
@@ -27,54 +36,84 @@ _SHAPE_PATHS = {
 }
 
 _AXES = "Identifying bad search space boundaries"
+_BUDGET = "Not sampling enough points in the search space"
 _CURVES = "Examining the training curves"
+_ROLES = "Identifying scientific, nuisance, and fixed hyperparameters"
 _ISOLATION = "Detecting whether a change is useful with isolation plots"
 
 
-def list_chapters(trials: Trials) -> list[dict[str, Any]]:
-    """Return the plots in the playbook's order."""
+def list_chapters(trials: Trials, findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Return the plots in the playbook's order.
+
+    Parameters
+    ----------
+    trials
+        The study, with at least one trial.
+    findings
+        Of this study: they say along which hyperparameter the infeasible trials gather.
+    """
+    scientific = [parameter.name for parameter in trials.parameters if parameter.role is Role.SCIENTIFIC]
+    no_question = (
+        "No hyperparameter of this study is scientific: the round compares no values. Give one the role SCIENTIFIC to "
+        "see its isolation plot."
+    )
+    isolations = [isolation_plot(trials, name) for name in scientific if trials.has(name).any()]
+    return [
+        _search_space(trials, findings),
+        _chapter("Were enough points sampled?", _BUDGET, [tuning_curve(trials)], ""),
+        _training(trials),
+        _chapter(
+            "What does the scientific hyperparameter change?", _ISOLATION, isolations, "" if scientific else no_question
+        ),
+        *_interactions(trials),
+    ]
+
+
+def _search_space(trials: Trials, findings: Sequence[Finding]) -> dict[str, Any]:
     searched = [parameter for parameter in trials.parameters if parameter.role is not Role.FIXED]
     axes = [axis_plot(trials, parameter.name) for parameter in searched]
-    chapters = [
-        _chapter(
-            "Is the search space right?",
-            _AXES,
-            axes,
-            "The study has no hyperparameter to plot." if not axes else "",
-            help=(
-                "The objective of each trial against one hyperparameter; dashed lines are the bounds of the search "
-                "space. When the best trials crowd against one, better values may lie beyond it."
-            ),
-            legend=_axis_legend(trials),
-        )
-    ]
-    # The chapter says once how to read them; each says what is its own.
-    for parameter, figure in zip(searched, chapters[0]["figures"], strict=True):
-        figure["help"] = _place_of_best(trials, parameter)
-    if best_with_curves(trials):
-        chapters.append(_chapter("How did the best trials train?", _CURVES, [training_curves(trials)], ""))
-    else:
-        missing = "No feasible trial has a training curve. Record the evaluations of each trial to see them here."
-        chapters.append(_chapter("How did the best trials train?", _CURVES, [], missing))
-    scientific = [parameter.name for parameter in trials.parameters if parameter.role is Role.SCIENTIFIC]
-    chapters.append(
-        _chapter(
-            "What does the scientific hyperparameter change?",
-            _ISOLATION,
-            [isolation_plot(trials, name) for name in scientific if trials.has(name).any()],
-            ""
-            if scientific
-            else "No hyperparameter of this study is scientific: the round compares no values. Give one the role "
-            "SCIENTIFIC to see its isolation plot.",
-        )
+    gathers = {finding.numbers.get("explained_by") for finding in findings if finding.check == "feasibility"}
+    shares = [infeasible_share_chart(trials, one.name) for one in searched if one.name in gathers]
+    chapter = _chapter(
+        "Is the search space right?",
+        _AXES,
+        [*axes, *shares],
+        "The study has no hyperparameter to plot." if not axes else "",
+        help=(
+            "The objective of each trial against one hyperparameter; dashed lines are the bounds of the search space. "
+            "When the best trials crowd against one, better values may lie beyond it."
+        ),
+        legend=_axis_legend(trials),
     )
-    return chapters
+    # The chapter says once how to read the axis plots, and holds their legend; each says what is its own.
+    for parameter, figure in zip(searched, chapter["figures"], strict=False):
+        figure |= {"help": _place_of_best(trials, parameter), "legend": False}
+    return chapter
+
+
+def _training(trials: Trials) -> dict[str, Any]:
+    missing = "No feasible trial has a training curve. Record the evaluations of each trial to see them here."
+    charts = [training_curves(trials)] if best_with_curves(trials) else []
+    note = "" if charts else missing
+    if (trials.best_step[trials.is_feasible] >= 0).any():
+        charts.append(best_step_chart(trials))
+    return _chapter("How did the best trials train?", _CURVES, charts, note)
+
+
+def _interactions(trials: Trials) -> list[dict[str, Any]]:
+    """Return the chapter of the interactions, where a pair could be judged."""
+    result = interactions(trials)
+    if not result.n_pairs:
+        return []
+    return [_chapter("Which hyperparameters must be tuned together?", _ROLES, [interaction_chart(result)], "")]
 
 
 def _chapter(
     title: str, section: str, charts: list[Chart], note: str, *, help: str = "", legend: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    figures = [{"title": chart.title, "help": chart.help, "alt": chart.alt, "chart": chart} for chart in charts]
+    figures = [
+        {"title": chart.title, "help": chart.help, "alt": chart.alt, "chart": chart, "legend": True} for chart in charts
+    ]
     return {
         "title": title,
         "section": section,

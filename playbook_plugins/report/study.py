@@ -59,12 +59,12 @@ def describe_study(
     tuple of dict
         The template's context, and a dict for JSON: the rows of the trials once, the charts without them.
     """
-    chapters = list_chapters(trials)
+    chapters = list_chapters(trials, findings)
     charts: list[dict[str, Any]] = []
     for chapter in chapters:
         for figure in chapter["figures"]:
             figure["id"] = f"{key}-chart-{len(charts)}"
-            charts.append(chart_data(figure.pop("chart"), figure["id"], legend=not chapter["legend"]))
+            charts.append(chart_data(figure.pop("chart"), figure["id"], legend=figure.pop("legend")))
     rows = trial_rows(trials)
     context = {
         "key": key,
