@@ -34,9 +34,9 @@ def draw(chart: Chart, capfd: pytest.CaptureFixture[str]) -> str:
     return svg
 
 
-def points(svg: str, colour: str) -> list[tuple[float, float]]:
-    """Return where the marks of a colour stand; symbols of the legend carry no description."""
+def points(svg: str, colour: str, *, of: str = "fill") -> list[tuple[float, float]]:
+    """Return where the marks of a fill or stroke colour stand; symbols of the legend carry no description."""
     found = re.findall(
-        rf'aria-roledescription="point"[^>]*transform="translate\(([-\d.]+),([-\d.]+)\)"[^>]*fill="{colour}"', svg
+        rf'aria-roledescription="point"[^>]*transform="translate\(([-\d.]+),([-\d.]+)\)"[^>]*{of}="{colour}"', svg
     )
     return [(float(x), float(y)) for x, y in found]

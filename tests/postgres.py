@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+import pytest
 from psycopg import sql
 
 _USER = "postgres"
@@ -135,3 +136,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def start_server() -> Iterator[PostgresServer]:
+    """Yield a server; skip without PostgreSQL, but not in CI."""
+    binaries = find_binaries()
+    if binaries is None:
+        reason = "no PostgreSQL server: install Debian's package `postgresql`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with run_postgres(binaries) as running:
+        yield running

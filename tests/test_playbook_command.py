@@ -23,7 +23,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from postgres import PostgresServer, find_binaries, free_port, run_postgres
+from postgres import PostgresServer, free_port, start_server
 from typer.testing import CliRunner
 
 from playbook_plugins.analysis import Curve, InfeasibleError, TrialRecord, Verdict
@@ -138,14 +138,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        reason = "no PostgreSQL server: install Debian's package `postgresql`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with run_postgres(binaries) as running:
-        yield running
+    yield from start_server()
 
 
 # Starting

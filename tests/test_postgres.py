@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 import optuna
 import pytest
 from optuna.exceptions import ExperimentalWarning
-from postgres import PostgresServer, find_binaries, free_port, run_postgres
+from postgres import PostgresServer, find_binaries, free_port, run_postgres, start_server
 from search_workers import count_queries, open_database, run_workers, sequential_params
 
 _PROXY = """
@@ -24,14 +23,7 @@ optuna.storages.run_grpc_proxy_server(storage, host="127.0.0.1", port=int(sys.ar
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    binaries = find_binaries()
-    if binaries is None:
-        reason = "no PostgreSQL server: install Debian's package `postgresql`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with run_postgres(binaries) as running:
-        yield running
+    yield from start_server()
 
 
 @pytest.fixture

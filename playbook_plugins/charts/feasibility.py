@@ -18,6 +18,7 @@ from playbook_plugins.analysis.feasibility import wilson_interval
 from playbook_plugins.analysis.isolation_groups import values_of
 from playbook_plugins.charts.axes import bound_layers
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import RED
 from playbook_plugins.charts.scales import parameter_x
 from playbook_plugins.charts.table import choice_labels, place_of
@@ -220,7 +221,7 @@ def _interval_layers(parameter: Parameter, x: dict[str, Any], y: dict[str, Any])
         {
             "transform": [*known, {"calculate": f"'{SHARE}'", "as": "mark"}],
             "mark": {"type": "point", "size": 60, "opacity": 1},
-            "encoding": _legend() | {"x": x, "y": y, **words},
+            "encoding": mark_legend(_LOOKS) | {"x": x, "y": y, **words},
         }
     )
     return layers
@@ -240,19 +241,6 @@ def _count_layers(x: dict[str, Any]) -> list[dict[str, Any]]:
             {"mark": mark, "encoding": {"x": x, "y": y, "text": {"field": counts}}},
         ]
     return layers
-
-
-def _legend() -> dict[str, Any]:
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1}
-    return {
-        channel: {
-            "field": "mark",
-            "type": "nominal",
-            "scale": {"domain": list(_LOOKS), "range": [look[index] for look in _LOOKS.values()]},
-            "legend": legend,
-        }
-        for index, channel in enumerate(("color", "shape"))
-    }
 
 
 _COUNT_WORDS = [

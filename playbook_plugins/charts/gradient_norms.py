@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from playbook_plugins.analysis import TrialRecord
 from playbook_plugins.analysis.gradient_norms import GradientNorms
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, GREEN, GREY, ORANGE, RED
 from playbook_plugins.charts.scales import TINY, ObjectiveScale, widen
 from playbook_plugins.charts.table import finite
@@ -82,7 +83,7 @@ def gradient_norm_chart(norms: GradientNorms | TrialRecord) -> Chart:
     y = scale.y("norm", strip=bool(crosses), title="gradient norm before clipping")
     has_threshold = any(row["threshold"] is not None for row in rows)
     kinds = {row["kind"] for row in rows} | ({_THRESHOLD} if has_threshold else set())
-    looks = _legend([kind for kind in _MARKS if kind in kinds])
+    looks = mark_legend({kind: look for kind, look in _MARKS.items() if kind in kinds}, field="kind")
     layers: list[dict[str, Any]] = []
     if crosses:
         layers += scale.strip_layers("not finite")
@@ -161,19 +162,6 @@ def _row(step: np.int64, norm: np.float64, threshold: float, kind: str) -> dict[
         "kind": kind,
         "area": _MARKS[kind][2],
         "line": _THRESHOLD,
-    }
-
-
-def _legend(kinds: list[str]) -> dict[str, Any]:
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1} if kinds else None
-    return {
-        channel: {
-            "field": "kind",
-            "type": "nominal",
-            "scale": {"domain": kinds, "range": [_MARKS[kind][index] for kind in kinds]},
-            "legend": legend,
-        }
-        for index, channel in enumerate(("color", "shape"))
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from playbook_plugins.analysis import Isolation, IsolationGroup, Parameter, Trials, isolate
 from playbook_plugins.charts.axes import JITTER, bound_layers
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, GREEN, INFEASIBLE, ORANGE, RED, STAR
 from playbook_plugins.charts.scales import objective_scale, objective_title, parameter_x
 from playbook_plugins.charts.table import (
@@ -72,7 +73,9 @@ def isolation_plot(trials: Trials, parameter: str) -> Chart:
     y = scale.y("objective", strip=has_strip, title=objective_title(trials))
     y["axis"]["minExtent"] = 62
     x["axis"]["titlePadding"] = _COUNT_ROOM
-    legend = _legend([TRIAL, BEST] + ([] if is_fair else [fair]) + ([INFEASIBLE] if has_strip else []))
+    looks = {TRIAL: (BLUE, "circle"), BEST: (GREEN, STAR)}
+    looks |= {} if is_fair else {fair: (ORANGE, BAR)}
+    legend = mark_legend(looks | ({INFEASIBLE: (RED, CROSS)} if has_strip else {}))
     jitter = {"field": "jitter", "type": "quantitative", "scale": {"domain": [-0.6, 0.6]}}
     one_trial = (
         legend | {"x": x, "tooltip": tooltip(trials, places)} | ({} if subject.is_numeric else {"xOffset": jitter})
@@ -122,21 +125,6 @@ def isolation_plot(trials: Trials, parameter: str) -> Chart:
         "layer": layers,
     }
     return Chart(spec=spec, title=title, help=_help(isolation), alt=_alt(trials, subject, isolation))
-
-
-def _legend(kinds: list[str]) -> dict[str, Any]:
-    looks = {TRIAL: (BLUE, "circle"), BEST: (GREEN, STAR), INFEASIBLE: (RED, CROSS)}
-    chosen = [looks.get(kind, (ORANGE, BAR)) for kind in kinds]
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1}
-    return {
-        channel: {
-            "field": "mark",
-            "type": "nominal",
-            "scale": {"domain": kinds, "range": [look[index] for look in chosen]},
-            "legend": legend,
-        }
-        for index, channel in enumerate(("color", "shape"))
-    }
 
 
 def _group_rows(trials: Trials, parameter: Parameter, isolation: Isolation, fair: str) -> list[dict[str, Any]]:

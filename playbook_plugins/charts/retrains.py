@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from playbook_plugins.analysis import Trials
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, INFEASIBLE, OFF_SCALE, ORANGE, PURPLE, RED
 from playbook_plugins.charts.retrain_groups import (
     RetrainGroup,
@@ -88,7 +89,10 @@ def retrain_chart(
     rows = [row for place, group in enumerate(groups) for row in _rows(group, labels[place], scale)]
     bars = [_bar(labels[place], mean) for place, mean in enumerate(means) if mean is not None]
     kinds = {row["mark"] for row in rows} | ({MEAN} if bars else set())
-    looks = _legend([kind for kind in _LOOKS if kind in kinds], direction)
+    shown = {kind: look for kind, look in _LOOKS.items() if kind in kinds}
+    if OFF_SCALE in shown and direction == "maximize":
+        shown[OFF_SCALE] = (shown[OFF_SCALE][0], "triangle-down", *shown[OFF_SCALE][2:])
+    looks = mark_legend(shown, columns=3)
     x = {
         "field": "configuration",
         "type": "nominal",
@@ -229,21 +233,6 @@ def _mean_layers(
             }
         )
     return layers
-
-
-def _legend(kinds: list[str], direction: Direction) -> dict[str, Any]:
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1, "columns": 3}
-    shapes = ["triangle-down" if k == OFF_SCALE and direction == "maximize" else _LOOKS[k][1] for k in kinds]
-    ranges = {"color": [_LOOKS[kind][0] for kind in kinds], "shape": shapes}
-    return {
-        channel: {
-            "field": "mark",
-            "type": "nominal",
-            "scale": {"domain": kinds, "range": looks},
-            "legend": legend,
-        }
-        for channel, looks in ranges.items()
-    }
 
 
 def _tooltip(objective_name: str, *, has_trials: bool) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from playbook_plugins.analysis import (
     critical_batch_size,
 )
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from playbook_plugins.charts.scales import log_ticks
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config
@@ -113,7 +114,8 @@ def steps_to_target_chart(steps: FewestSteps | CriticalBatchSize) -> Chart:
     reached = [row for row in rows if row["steps"] is not None]
     has_curve = result.value is not None and result.minimal_steps is not None
     occurs = {row["mark"] for row in rows} | ({IDEAL} if len(reached) > 1 else set())
-    legend = _legend([kind for kind in _LOOKS if kind in occurs | ({CURVE, CRITICAL} if has_curve else set())])
+    shown = occurs | ({CURVE, CRITICAL} if has_curve else set())
+    legend = mark_legend({kind: look for kind, look in _LOOKS.items() if kind in shown}, columns=3)
     layers: list[dict[str, Any]] = []
     if has_curve:
         layers += _critical_layers(result, x)
@@ -176,19 +178,6 @@ def _read(steps: FewestSteps | CriticalBatchSize) -> tuple[CriticalBatchSize, li
 
 def _more_than(last: int) -> str:
     return f"more than {last:,}" if last > 0 else "not reached"
-
-
-def _legend(kinds: list[str]) -> dict[str, Any]:
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1, "columns": 3}
-    return {
-        channel: {
-            "field": "mark",
-            "type": "nominal",
-            "scale": {"domain": kinds, "range": [_LOOKS[kind][index] for kind in kinds]},
-            "legend": legend,
-        }
-        for index, channel in enumerate(("color", "shape"))
-    }
 
 
 def _line_layer(

@@ -11,6 +11,7 @@ from typing import Any
 from playbook_plugins.analysis.throughput import Throughput
 from playbook_plugins.analysis.throughput_text import bytes_text, headline, rate_text, seconds_text, share_text
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BLUE, CROSS, GREEN, GREY, RED, STAR
 from playbook_plugins.charts.scales import log_ticks
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config
@@ -63,7 +64,7 @@ def throughput_chart(throughput: Throughput) -> Chart:
     }
     y = _y(rows)
     occurs = {MEASURED: len(rows) > 1, RECOMMENDED: bool(rows), IDEAL: len(rows) > 1, FAILED: failed is not None}
-    legend = _legend([kind for kind in _LOOKS if occurs[kind]])
+    legend = mark_legend({kind: look for kind, look in _LOOKS.items() if occurs[kind]})
     words = _tooltip(throughput)
     layers: list[dict[str, Any]] = []
     if failed is not None:
@@ -126,19 +127,6 @@ def _y(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "type": "quantitative",
         "scale": {"type": "log", "domain": [low, high], "nice": False},
         "axis": axis,
-    }
-
-
-def _legend(kinds: list[str]) -> dict[str, Any]:
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1}
-    return {
-        channel: {
-            "field": "mark",
-            "type": "nominal",
-            "scale": {"domain": kinds, "range": [_LOOKS[kind][index] for kind in kinds]},
-            "legend": legend,
-        }
-        for index, channel in enumerate(("color", "shape"))
     }
 
 

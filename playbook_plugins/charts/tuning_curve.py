@@ -15,6 +15,7 @@ from playbook_plugins.analysis import Trials, TuningBox, TuningCurve
 from playbook_plugins.analysis import tuning_curve as estimate_tuning_curve
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, GREEN, INFEASIBLE, RED, STAR, translucent
 from playbook_plugins.charts.scales import TINY, ObjectiveScale, objective_title, scale_type, widen
 from playbook_plugins.charts.table import finite
@@ -90,7 +91,7 @@ def tuning_curve(trials: Trials | TuningCurve) -> Chart:
         BEST: best is not None,
         INFEASIBLE: bool(crosses),
     }
-    legend = _legend([kind for kind in _LOOKS if occurs[kind]])
+    legend = mark_legend({kind: look for kind, look in _LOOKS.items() if occurs[kind]})
     layers: list[dict[str, Any]] = []
     if crosses:
         layers += scale.strip_layers(INFEASIBLE)
@@ -342,19 +343,6 @@ def _box_row(box: TuningBox, scale: ObjectiveScale) -> dict[str, Any]:
     for name in ("better", "worse", "worse_end"):
         row[f"{name}_drawn"] = scale.limit if row[name] is None else row[name]
     return row
-
-
-def _legend(kinds: list[str]) -> dict[str, Any]:
-    legend = {"title": None, "symbolSize": 90, "symbolOpacity": 1} if kinds else None
-    return {
-        channel: {
-            "field": "mark",
-            "type": "nominal",
-            "scale": {"domain": kinds, "range": [_LOOKS[kind][index] for kind in kinds]},
-            "legend": legend,
-        }
-        for index, channel in enumerate(("color", "shape"))
-    }
 
 
 def _summary(curve: TuningCurve, subject: _Subject) -> str:
