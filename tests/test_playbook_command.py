@@ -374,9 +374,10 @@ def test_next_prints_the_proposal(playbook: Callable[..., Output], folder: Path)
     url = f"sqlite:///{folder}/round.db"
     output = playbook("next", url)
     assert (output.status, output.stderr) == (0, "")
-    assert "widen learning_rate, upper" in output.stdout
-    assert "0.1 → 1 " in output.stdout
-    assert "The best trial has learning_rate =" in output.stdout
+    told = " ".join(output.stdout.replace("│", " ").split())
+    assert "Move the upper bound of learning_rate" in told
+    assert "from 0.1 to 1." in told
+    assert "The best trial has learning_rate =" in told
     shown = json.loads(playbook("next", url, "--json").stdout)
     study = Round.load_study(study_name="round one", storage=url)
     proposal = next_round(Round.from_study(study), trials_from_study(study))
@@ -384,7 +385,7 @@ def test_next_prints_the_proposal(playbook: Callable[..., Output], folder: Path)
     assert Round.from_json(json.dumps(shown["round"])).to_json() == proposal.round.to_json()
     assert [change["move"] for change in shown["changes"]] == [str(change.move) for change in proposal.changes]
     assert shown["n_more"] == proposal.n_more
-    assert f"{proposal.n_more} trials to run." in output.stdout
+    assert f"Run {proposal.n_more} trials: were they drawn" in output.stdout
 
 
 def test_next_without_changes_says_that_the_bayesian_phase_can_follow(
@@ -405,7 +406,7 @@ def test_next_without_changes_says_that_the_bayesian_phase_can_follow(
     output = playbook("next", url)
     assert output.status == 0
     assert output.stdout == (
-        "settled: nothing to change. The search space holds, and the Bayesian phase can follow "
+        "settled: Nothing is to change: the search space holds, and the Bayesian phase can follow "
         "(create_exploitation_study).\n"
     )
     create_exploitation_study(study, study_name="bayes", storage=url)

@@ -8,24 +8,13 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 
-from playbook_plugins.analysis import Trials, Verdict
+from playbook_plugins.analysis import Trials
 from playbook_plugins.cli.errors import CommandError
 from playbook_plugins.cli.printing import print_lines, print_table
 from playbook_plugins.cli.reviewing import finding_data
-from playbook_plugins.optuna import Change, Move, NextRound, Round, next_round
+from playbook_plugins.optuna import NextRound, Round, next_round
 from playbook_plugins.optuna.trials import EXPLOITATION_KEY, ROUND_KEY
-from playbook_plugins.report import word
-from playbook_plugins.report.phrases import count_text, number_text, percent
-
-_WORDS = {
-    Move.WIDEN: "widen",
-    Move.KEEP: "keep",
-    Move.NARROW: "narrow",
-    Move.FIX: "fix",
-    Move.STABILIZE: "stabilize training at",
-    Move.MORE_TRIALS: "run more trials",
-    Move.MEND: "mend the training code",
-}
+from playbook_plugins.report.proposal import describe_proposal
 
 
 def read_round(study: optuna.Study) -> Round:
@@ -53,24 +42,11 @@ def find_proposal(study: optuna.Study, trials: Trials) -> NextRound | None:
 
 def print_proposal(name: str, proposal: NextRound) -> None:
     """Print the changes with their reasons."""
-    if not proposal.changes:
-        print_lines(
-            [
-                f"{name}: nothing to change. The search space holds, and the Bayesian phase can follow "
-                "(create_exploitation_study)."
-            ]
-        )
-        return
-    rows = [(_change_text(change), _reason(change)) for change in proposal.changes]
-    print_table(f"{name}: the next round", {"change": 2, "why": 3}, rows)
-    if proposal.n_more:
-        print_lines(
-            [
-                f"{count_text(proposal.n_more, 'trial')} to run. Were they drawn like those so far, the best of them "
-                f"would beat the best so far with a chance of {percent(proposal.chance_of_improvement)}; a better "
-                "search space has a better chance."
-            ]
-        )
+    told = describe_proposal(proposal)
+    if told["changes"]:
+        rows = [(change["what"], change["why"]) for change in told["changes"]]
+        print_table(f"{name}: the next round", {"change": 2, "why": 3}, rows)
+    print_lines([told["trials"] if told["changes"] else f"{name}: {told['trials']}"])
 
 
 def proposal_data(name: str, proposal: NextRound) -> dict[str, Any]:
@@ -91,37 +67,6 @@ def proposal_data(name: str, proposal: NextRound) -> dict[str, Any]:
         ],
         "round": json.loads(proposal.round.to_json()),
     }
-
-
-def _change_text(change: Change) -> str:
-    if change.move is Move.MEND:
-        return _WORDS[change.move]
-    what = _WORDS[change.move] if change.move is Move.MORE_TRIALS else f"{_WORDS[change.move]} {change.subject}"
-    if change.before is None:
-        return what
-    before, after = _value_text(change.before), _value_text(change.after)
-    return f"{what}\n{before}" if before == after else f"{what}\n{before} → {after}"
-
-
-def _reason(change: Change) -> str:
-    numbers, words = change.finding.numbers, word(change.finding)
-    if change.move is Move.MORE_TRIALS:
-        if change.finding.verdict is Verdict.TOO_LITTLE_DATA:
-            return "At a bound of the search space there are too few trials to say whether it is wide enough."
-        return f"The search space becomes {number_text(numbers.get('growth'))} times as large."
-    reason = f"{words.headline}. {words.sentence}"
-    if change.move is Move.KEEP:
-        return f"{reason} The bound stays: values end there, or the hyperparameter is scientific."
-    if change.move in (Move.STABILIZE, Move.MEND):
-        return f"{reason} {words.action}"
-    return reason
-
-
-def _value_text(value: Any) -> str:
-    if isinstance(value, BaseDistribution):
-        low, high = getattr(value, "low", None), getattr(value, "high", None)
-        return f"{number_text(low)} to {number_text(high)}" if low is not None else str(value)
-    return number_text(value) if isinstance(value, int | float | str) else str(value)
 
 
 def _value_data(value: Any) -> Any:

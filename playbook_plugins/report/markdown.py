@@ -71,7 +71,7 @@ def _study(study: Mapping[str, Any]) -> list[str]:
     lines += _best(study)
     if study["proposal"]:
         lines += ["### The next round", ""]
-        lines += [f"- {escape(change['what'])} {escape(change['why'])}." for change in study["proposal"]["changes"]]
+        lines += [f"- {escape(change['what'])} {escape(change['why'])}" for change in study["proposal"]["changes"]]
         lines += ["", escape(study["proposal"]["trials"]), ""]
     return lines + _limits(study)
 

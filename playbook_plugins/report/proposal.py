@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from playbook_plugins.analysis import Finding
-from playbook_plugins.report.phrases import config_text, count_text, percent, split_subject
+from playbook_plugins.analysis import Finding, Verdict
+from playbook_plugins.report.phrases import config_text, count_text, number_text, percent, split_subject
 from playbook_plugins.report.wording import word
 
 
@@ -67,19 +67,36 @@ def describe_proposal(proposal: ProposedRound) -> dict[str, Any]:
     dict
         ``changes``, a list of ``{"what": ..., "why": ...}``, and ``trials``, a sentence; plain text throughout.
     """
-    changes = [{"what": _what(change), "why": word(change.finding).headline} for change in proposal.changes]
+    changes = [{"what": _what(change), "why": _why(change)} for change in proposal.changes]
     if not proposal.n_more:
         trials = "No more trials are proposed."
         if not changes:
-            trials = "Nothing is to change: the Bayesian phase (create_exploitation_study) can follow."
+            trials = (
+                "Nothing is to change: the search space holds, and the Bayesian phase can follow "
+                "(create_exploitation_study)."
+            )
         return {"changes": changes, "trials": trials}
     return {
         "changes": changes,
         "trials": (
             f"Run {count_text(proposal.n_more, 'trial')}: were they drawn like those so far, the best of them would "
-            f"beat the best so far with the chance {percent(proposal.chance_of_improvement)}."
+            f"beat the best so far with the chance {percent(proposal.chance_of_improvement)}; a better search space "
+            "has a better chance."
         ),
     }
+
+
+def _why(change: ProposedChange) -> str:
+    words = word(change.finding)
+    match str(change.move):
+        case "more trials":
+            if change.finding.verdict is Verdict.TOO_LITTLE_DATA:
+                return "At a bound of the search space there are too few trials to say whether it is wide enough."
+            return f"The search space becomes {number_text(change.finding.numbers.get('growth'))} times as large."
+        case "keep":
+            return f"{words.headline}. The bound stays: values end there, or the hyperparameter is scientific."
+        case _:
+            return f"{words.headline}. {words.sentence}".rstrip()
 
 
 def _what(change: ProposedChange) -> str:
