@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 import os
 import re
@@ -315,3 +316,19 @@ def test_without_jinja2_the_error_names_the_command(monkeypatch: pytest.MonkeyPa
     message = "jinja2 writes pages and is not installed. Run: pip install 'playbook-plugins[report]'"
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
         write_report(two_optimizers(8), tmp_path / "page.html")
+
+
+def test_the_gradient_norms_of_the_best_trial_are_shown_where_they_were_recorded(tmp_path: Path) -> None:
+    trials = two_optimizers()
+    assert "of the best trial" not in Page(write_report(trials, tmp_path / "page.html")).text
+    curves = tuple(
+        dataclasses.replace(one, gradient_norm=np.exp(-one.step / 300), gradient_norm_max=np.ones(len(one)))
+        for one in trials.curves
+        if one is not None
+    )
+    page = Page(write_report(dataclasses.replace(trials, curves=curves), tmp_path / "page.html"))
+    assert "of the best trial" in page.text
+    study = json.loads(page.data)["studies"][0]
+    [chart] = [chart for chart in study["charts"] if "norm" in json.dumps(chart["spec"])]
+    # Its rows are evaluations, not the study's trials.
+    assert chart["data"]

@@ -44,7 +44,7 @@ def check_trial_stability(trials: Trials) -> list[Finding]:
             continue
         number = int(trials.number[row])
         more: dict[str, Number] = {"trial": number, "value": ", ".join(values) or None}
-        for finding in check_stability(_record(trials, row, curve), subject=f"trial {number}"):
+        for finding in check_stability(trials.record(row) or curve, subject=f"trial {number}"):
             if finding.verdict is not Verdict.TOO_LITTLE_DATA:
                 findings.append(replace(finding, numbers={**finding.numbers, **more}))
     rate = _swept_rate(trials)
@@ -69,18 +69,5 @@ def _limit(trials: Trials, rate: Parameter) -> list[Finding]:
     for row in np.argsort(trials.cost, kind="stable"):
         curve = trials.curves[row]
         if curve is not None and trials.is_judged[row] and best > 0 and rates[row] > 0:
-            runs.setdefault(float(rates[row]) / best, _record(trials, int(row), curve))
+            runs.setdefault(float(rates[row]) / best, trials.record(int(row)) or curve)
     return check_learning_rate_limit(runs) if runs else []
-
-
-def _record(trials: Trials, row: int, curve: Curve) -> Curve | TrialRecord:
-    """Return the trial with its direction and its end, which the curve alone does not tell."""
-    if not np.isfinite(curve.validation).any():
-        return curve
-    return TrialRecord(
-        direction=trials.direction,
-        curve=curve,
-        status=trials.status[row],
-        reason=trials.reason[row],
-        max_steps=max(int(trials.max_steps[row]), 0),
-    )

@@ -17,7 +17,7 @@ from playbook_plugins.analysis.joining import join_search_spaces
 from playbook_plugins.analysis.objectives import Moment, judge_by
 from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.points import point_codes, point_coordinates
-from playbook_plugins.analysis.records import Curve, Direction, Status
+from playbook_plugins.analysis.records import Curve, Direction, Status, TrialRecord
 from playbook_plugins.analysis.trials_html import trials_html
 
 
@@ -373,6 +373,20 @@ class Trials:
                 is_whole = parameter.kind == "int" and np.isfinite(value)
                 config[parameter.name] = int(value) if is_whole else float(value)
         return config
+
+    def record(self, row: int) -> TrialRecord | None:
+        """Return what the table knows of one trial (by row) as a record; None where there is no curve to judge."""
+        curve = self.curves[row]
+        if curve is None or not np.isfinite(curve.validation).any():
+            return None
+        return TrialRecord(
+            direction=self.direction,
+            curve=curve,
+            objective_name=self.objective_name,
+            status=self.status[row],
+            reason=self.reason[row],
+            max_steps=int(self.max_steps[row]),
+        )
 
     def select(self, rows: ArrayLike) -> Trials:
         """Return the table of some trials only.

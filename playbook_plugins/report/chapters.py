@@ -6,13 +6,17 @@ Playbook: "Extracting insight from experimental results".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from playbook_plugins.analysis import Finding, Parameter, Role, Trials, interactions
 from playbook_plugins.charts import (
     Chart,
     axis_plot,
     best_step_chart,
+    gradient_norm_chart,
     infeasible_share_chart,
     interaction_chart,
     isolation_plot,
@@ -97,6 +101,14 @@ def _training(trials: Trials) -> dict[str, Any]:
     note = "" if charts else missing
     if (trials.best_step[trials.is_feasible] >= 0).any():
         charts.append(best_step_chart(trials))
+    measured = [
+        record
+        for row, curve in best_with_curves(trials)
+        if np.isfinite(curve.gradient_norm).any() and (record := trials.record(row)) is not None
+    ]
+    if measured:
+        chart = gradient_norm_chart(measured[0])
+        charts.append(replace(chart, title="Gradient norm of the best trial"))
     return _chapter("How did the best trials train?", _CURVES, charts, note)
 
 
@@ -157,5 +169,5 @@ def chart_data(chart: Chart, name: str, *, legend: bool) -> dict[str, Any]:
     """Return a chart as the page's script draws it, without the rows of trials that the study holds once."""
     # Rows of trials are the study's, stored once; other data, as the points of curves, stay with the chart.
     rows = chart.spec["data"]["values"]
-    is_shared = bool(rows) and "kind" in rows[0]
+    is_shared = bool(rows) and {"trial", "rank"} <= rows[0].keys()
     return {"id": name, "spec": page_spec(chart.spec, legend=legend), "data": None if is_shared else rows}
