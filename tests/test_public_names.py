@@ -89,6 +89,7 @@ PUBLIC = {
     },
     "playbook_plugins.charts": {
         "Chart",
+        "all_training_curves",
         "axis_plot",
         "best_step_chart",
         "interaction_chart",

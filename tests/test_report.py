@@ -120,9 +120,9 @@ def test_every_chart_has_its_place_its_data_and_its_words(tmp_path: Path) -> Non
     page = Page(write_report(trials, tmp_path / "page.html"))
     plots = [attributes for attributes in page.all("div") if attributes.get("class") == "plot"]
     study = json.loads(page.data)["studies"][0]
-    # An axis plot for each hyperparameter, where the infeasible trials gather, the tuning curve, the curves, the best
-    # steps, an isolation plot of the scientific hyperparameter, and the interactions.
-    assert len(plots) == len(trials.parameters) + 6
+    # An axis plot for each hyperparameter, where the infeasible trials gather, the tuning curve, the curves of the best
+    # and of all, the best steps, an isolation plot of the scientific hyperparameter, and the interactions.
+    assert len(plots) == len(trials.parameters) + 7
     assert [attributes["id"] for attributes in plots] == [chart["id"] for chart in study["charts"]]
     assert all(attributes["role"] == "img" and (attributes["aria-label"] or "").endswith(".") for attributes in plots)
     assert len(study["rows"]) == 48
@@ -130,7 +130,7 @@ def test_every_chart_has_its_place_its_data_and_its_words(tmp_path: Path) -> Non
     # The rows of the trials travel once.
     shared = [place for place, chart in enumerate(study["charts"]) if chart["data"] is None]
     # The axis plots, the best steps and the isolation plot; the others' points are no trials.
-    assert shared == [0, 1, 2, 3, 4, 8, 9]
+    assert shared == [0, 1, 2, 3, 4, 9, 10]
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:

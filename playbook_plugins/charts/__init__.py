@@ -4,6 +4,7 @@ Imports analysis/ and nothing else of this package; charts take the table of tri
 analysis/, never a study. Rendering needs vl-convert, which is imported at first use.
 """
 
+from playbook_plugins.charts.all_curves import all_training_curves as all_training_curves
 from playbook_plugins.charts.axes import axis_plot as axis_plot
 from playbook_plugins.charts.chart import Chart as Chart
 from playbook_plugins.charts.curves import training_curves as training_curves

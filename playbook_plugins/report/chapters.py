@@ -14,6 +14,7 @@ import numpy as np
 from playbook_plugins.analysis import Finding, Parameter, Role, Trials, interactions
 from playbook_plugins.charts import (
     Chart,
+    all_training_curves,
     axis_plot,
     best_step_chart,
     gradient_norm_chart,
@@ -97,7 +98,7 @@ def _search_space(trials: Trials, findings: Sequence[Finding]) -> dict[str, Any]
 
 def _training(trials: Trials) -> dict[str, Any]:
     missing = "No feasible trial has a training curve. Record the evaluations of each trial to see them here."
-    charts = [training_curves(trials)] if best_with_curves(trials) else []
+    charts = [training_curves(trials), all_training_curves(trials)] if best_with_curves(trials) else []
     note = "" if charts else missing
     if (trials.best_step[trials.is_feasible] >= 0).any():
         charts.append(best_step_chart(trials))
