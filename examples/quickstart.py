@@ -37,7 +37,7 @@ from playbook_plugins.lightning import (
     WeightEMA,
     build_optimizer,
 )
-from playbook_plugins.optuna import Round, optimizer_space, trials_from_study
+from playbook_plugins.optuna import Round, next_round, optimizer_space, study_sheet, track, trials_from_study
 from playbook_plugins.report import VERDICTS, word, word_quiet, write_report
 
 GOAL = "Does Adam or Nesterov momentum reach the lower validation error, each at its best?"
@@ -209,11 +209,9 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     design = design_round(arguments.trials, arguments.seed)
-    study = design.create_study(
-        study_name=f"digits-seed-{arguments.seed}",
-        storage=arguments.storage or f"sqlite:///{runs / 'quickstart.db'}",
-        load_if_exists=True,
-    )
+    storage = arguments.storage or f"sqlite:///{runs / 'quickstart.db'}"
+    study = design.create_study(study_name=f"digits-seed-{arguments.seed}", storage=storage, load_if_exists=True)
+    track(study)
     data = load_data()
 
     def train_trial(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
@@ -237,7 +235,8 @@ def main() -> None:
 
     trials = trials_from_study(study)
     print_findings(review(trials), console)
-    page = write_report(trials, arguments.output)
+    proposal = next_round(design, trials)
+    page = write_report(trials, arguments.output, next_round=proposal, sheet=study_sheet(storage, [study.study_name]))
     if arguments.picture:
         axis_plot(trials, "nesterov.learning_rate").save(arguments.picture)
     console.print(f"The page: {page.resolve()}", soft_wrap=True)

@@ -115,7 +115,15 @@ def assert_shown(path: Path, trials: Trials) -> None:
             for figure in page.query_selector_all("figure:has(svg)")
         ]
         searched = [parameter.name for parameter in trials.parameters]
-        assert [title for title, _ in shown] == [*searched, "The best 3 trials", "optimizer"]
+        # Where the infeasible trials gather is shown if one hyperparameter explains them.
+        assert [title for title, _ in shown if not title.startswith("Infeasible trials: ")] == [
+            *searched,
+            "Tuning curve",
+            *("The best 3 trials", "All trials", "Best steps", "Gradient norm of the best trial"),
+            "optimizer",
+            "Interactions of hyperparameters",
+        ]
+        assert {"The next round", "The studies"} <= {one.inner_text() for one in page.query_selector_all("h2")}
         crosses = dict(shown[: len(searched)])
         assert crosses == {name: int((trials.is_infeasible & trials.has(name)).sum()) for name in searched}
 
