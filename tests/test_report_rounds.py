@@ -149,3 +149,24 @@ def test_a_study_of_nasty_names_keeps_its_table(tmp_path: Path) -> None:
     assert "<script" not in text.replace("\\<script", "")
     table = text.split("### The best trials\n\n")[1].split("\n\n")[0]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {5}
+
+
+def test_texts_of_the_sheet_and_of_a_run_come_out_as_text(tmp_path: Path) -> None:
+    nasty = "</td><script>window.injected = 1</script>'\"\x00END\n"
+    row = {
+        "study": nasty,
+        "config": nasty,
+        "notes": nasty,
+        "commit": nasty,
+        "command": nasty,
+        "n_trials": 1,
+        "best": 0.5,
+    }
+    trials = two_optimizers(name=nasty)
+    page = write_report(trials, tmp_path / "page.html", sheet=[row]).read_text()
+    assert "<script>window" not in page
+    assert page.count("&lt;script&gt;window.injected") >= 6
+    # In Python's own quotes a name cannot end the lines that run a trial again.
+    [lines] = re.findall(r"<pre tabindex=\"0\">(.*?)</pre>", page, flags=re.DOTALL)[:1]
+    assert "study_name=" in lines
+    assert lines.count("\nEND\n") == 1
