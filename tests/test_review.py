@@ -119,6 +119,19 @@ def test_nobody_is_told_to_widen_a_range_and_to_fix_the_same_hyperparameter() ->
     assert findings["sensitivity", "x1"].numbers["is_at_bound"] == 1
 
 
+def test_nobody_is_told_to_fix_what_must_be_tuned_together_with_another() -> None:
+    unit = np.random.default_rng(0).random((600, 3))
+    cost = 4 * unit[:, 0] ** 2 + 2 * (unit[:, 1] - 0.5) * (unit[:, 2] - 0.5)
+    numbers = [Parameter(name=f"x{place}", kind="float", low=0, high=1) for place in range(3)]
+    trials = Trials.from_columns("s", numbers, {f"x{place}": unit[:, place] for place in range(3)}, cost)
+    assert {one.subject for one in check_sensitivity(trials) if one.verdict is Verdict.FLAG} == {"x1", "x2"}
+    findings = {(one.check, one.subject): one for one in review(trials)}
+    assert findings["interaction", "x1, x2"].verdict is Verdict.FLAG
+    for name in ("x1", "x2"):
+        assert findings["sensitivity", name].verdict is Verdict.NO_EVIDENCE
+        assert findings["sensitivity", name].numbers["interacts"] == 1
+
+
 def test_a_sweep_of_the_learning_rate_says_what_limits_it() -> None:
     rate = Parameter(name="learning_rate", kind="float", low=1e-3, high=1.0, log=True)
     rates = 0.01 * 2.0 ** np.arange(-3, 4)

@@ -76,3 +76,13 @@ def test_no_part_of_it_is_told_to_raise_the_learning_rate(pool: Trials) -> None:
         assert sum(("boundary", "lr, upper") in one for one in found) == 0
         # In its better half the objective is nearly flat: small studies rarely have several of the best at the edge.
         assert np.mean([("stability edge", "lr, upper") in one for one in found]) >= least
+
+
+def test_what_is_to_be_searched_further_is_not_to_be_fixed(findings: list[Finding]) -> None:
+    found = flags(findings)
+    fixed = {subject for check, subject in found if check == "sensitivity"}
+    further = {subject.rpartition(", ")[0] for check, subject in found if check == "boundary"}
+    further |= {name for check, subject in found if check == "interaction" for name in subject.split(", ")}
+    assert {"lr", "weight_decay", "label_smoothing", "epochs"} <= further
+    assert fixed
+    assert not fixed & further

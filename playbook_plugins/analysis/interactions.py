@@ -12,6 +12,7 @@ groups Mandel's ("Non-additivity in two-way analysis of variance", JASA 1961), t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -212,6 +213,12 @@ def check_interactions(trials: Trials) -> list[Finding]:
         fewest = int(min(result.n_points[pair] for pair in untold))
         findings.append(_finding("study", Verdict.TOO_LITTLE_DATA, {"n_pairs": len(untold), "n_points": fewest}))
     return findings
+
+
+def interacting_names(findings: Sequence[Finding]) -> set[str]:
+    """Return the hyperparameters of the pairs that are flagged among some findings, of whatever checks."""
+    flagged = [one for one in findings if one.check == "interaction" and one.verdict is Verdict.FLAG]
+    return {str(one.numbers[place]) for one in flagged for place in ("first", "second")}
 
 
 def _finding(subject: str, verdict: Verdict, numbers: dict[str, Number]) -> Finding:

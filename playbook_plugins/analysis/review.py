@@ -18,7 +18,7 @@ from playbook_plugins.analysis.curves import check_curves
 from playbook_plugins.analysis.feasibility import check_feasibility
 from playbook_plugins.analysis.findings import Finding, Verdict
 from playbook_plugins.analysis.good_region import check_good_region
-from playbook_plugins.analysis.interactions import check_interactions
+from playbook_plugins.analysis.interactions import check_interactions, interacting_names
 from playbook_plugins.analysis.isolation import check_isolation
 from playbook_plugins.analysis.selection_bias import check_selection_bias
 from playbook_plugins.analysis.sensitivity import check_sensitivity
@@ -78,7 +78,8 @@ def review(
         Flags first, in the order a bug, instability, the search space, training and the budget, the scientific
         question, what to leave out of the next round; then what had too little data, then what showed no evidence, in
         the same order. A hyperparameter that hardly matters is not flagged where the best trials crowd against one of
-        its bounds (number ``is_at_bound``): it is to be searched more widely, not to be fixed.
+        its bounds (number ``is_at_bound``) or where it must be tuned together with another (``interacts``): it is to
+        be searched further, not to be fixed.
 
     Raises
     ------
@@ -108,21 +109,26 @@ def review(
 
 
 def _agreeing(findings: list[Finding]) -> list[Finding]:
-    """Return the findings without the advice to fix a hyperparameter at whose bound the best trials crowd.
+    """Return the findings without the advice to fix a hyperparameter that is to be searched further.
 
-    Both can be true: it explains little of the whole study, and much of what the best trials have in common.
+    It may explain little of the whole study, and yet the best trials crowd against its bound, or its best value
+    depends on that of another.
     """
     crowded = {
         finding.subject.rpartition(", ")[0]
         for finding in findings
         if finding.check == "boundary" and finding.verdict is Verdict.FLAG
     }
-    return [
-        replace(finding, verdict=Verdict.NO_EVIDENCE, numbers={**finding.numbers, "is_at_bound": 1})
-        if finding.check == "sensitivity" and finding.verdict is Verdict.FLAG and finding.subject in crowded
-        else finding
-        for finding in findings
-    ]
+    interacting = interacting_names(findings)
+    agreeing = []
+    for finding in findings:
+        if finding.check == "sensitivity" and finding.verdict is Verdict.FLAG:
+            reasons = {"is_at_bound": finding.subject in crowded, "interacts": finding.subject in interacting}
+            told = {name: 1 for name, holds in reasons.items() if holds}
+            if told:
+                finding = replace(finding, verdict=Verdict.NO_EVIDENCE, numbers={**finding.numbers, **told})
+        agreeing.append(finding)
+    return agreeing
 
 
 def _urgency(finding: Finding) -> tuple[int, int, str]:

@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from playbook_plugins.analysis.boundaries import check_boundaries
 from playbook_plugins.analysis.feasibility import check_feasibility
 from playbook_plugins.analysis.findings import Finding, Verdict
+from playbook_plugins.analysis.interactions import check_interactions, interacting_names
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.changes import (
     SIDES,
@@ -74,10 +75,11 @@ def next_round(
     - A **stability edge**, for the study or for one scientific value, is sent to warmup and clipping: that side stays.
       So does a flagged side at which most trials of the outer 20% are infeasible, whatever the trend before it says.
     - A number without a flag or edge, and with enough data on both sides, may be **fixed** to the best trial's value
-      where `check_sensitivity` shows it to matter little; the fixed value brings its caveat. At least one nuisance
-      stays for every branch; in a branch, the fixed value is a range of one value. Otherwise the outer quarter of its
-      range may be **narrowed** away where `check_good_region` finds that the good trials stay away from its end:
-      neither the best trial nor the best 20%, of the study or of a scientific value, is ever cut.
+      where `check_sensitivity` shows it to matter little and `check_interactions` flags no pair of it; the fixed value
+      brings its caveat. At least one nuisance stays for every branch; in a branch, the fixed value is a range of one
+      value. Otherwise the outer quarter of its range may be **narrowed** away where `check_good_region` finds that the
+      good trials stay away from its end: neither the best trial nor the best 20%, of the study or of a scientific
+      value, is ever cut.
     - **More trials**: twice as many where a bound had too little data, and in proportion to the widening, up to twice
       as many.
 
@@ -128,7 +130,9 @@ def next_round(
         for entry in entries
         if entry.stored not in touched and all(is_settled(sides.get((entry.stored, side), ())) for side in SIDES)
     }
-    fixes = fix_insensitive(entries, settled, trials)
+    # What must be tuned together with another is not fixed, however little it explains.
+    together = interacting_names(check_interactions(trials))
+    fixes = fix_insensitive(entries, settled - together, trials)
     narrowings, narrowed = narrow_to_good_region(entries, settled - {change.subject for change in fixes}, trials)
     values = {change.subject: change.after for change in fixes}
     space = _apply(entries, widened | narrowed, values)
