@@ -124,6 +124,19 @@ def assert_shown(path: Path, trials: Trials) -> None:
             "Interactions of hyperparameters",
         ]
         assert {"The next round", "The studies"} <= {one.inner_text() for one in page.query_selector_all("h2")}
+        star = page.locator("#study-0-chart-0 .mark-symbol path[fill='#16946a']").last
+        star.hover()
+        page.locator("#tip").wait_for(state="visible")
+        assert "optimizer" in page.locator("#tip").inner_text()
+        star.click()
+        best = int(trials.number[trials.ranking()[0]])
+        assert page.evaluate(f"window.playbookViews.every(({{ view }}) => view.signal('picked') === {best})")
+        assert f"Trial {best}" in page.locator("#trial").inner_text()
+        for options in ({"color_scheme": "dark"}, {"viewport": {"width": 400, "height": 800}}):
+            other, others = open_page(browser, path, **options)
+            assert others == []
+            assert other.evaluate("document.documentElement.scrollWidth") <= other.viewport_size["width"]
+            assert (other.locator(".plot text[fill='#e9ecf1']").count() > 0) is ("color_scheme" in options)
         crosses = dict(shown[: len(searched)])
         assert crosses == {name: int((trials.is_infeasible & trials.has(name)).sum()) for name in searched}
 

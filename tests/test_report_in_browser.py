@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser_pages import keep_screenshot, open_page, start_browser
 from example_trials import two_optimizers
 from playwright.sync_api import Browser, Page
 
+from playbook_plugins.analysis import Parameter, Trials
 from playbook_plugins.report import write_report
 
 pytestmark = pytest.mark.browser
@@ -170,6 +172,24 @@ def test_many_trials_are_drawn_on_canvas(browser: Browser, tmp_path: Path) -> No
     path = write_report(two_optimizers(1000, n_evaluations=100), tmp_path / "page.html")
     page, complaints = open_page(browser, path)
     assert page.locator(".plot canvas").count() == N_CHARTS
+    assert complaints == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_trials_open_and_say_what_is_left_out(browser: Browser, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rate = 10 ** generator.uniform(-4, 0, 100_000)
+    trials = Trials.from_columns(
+        "many",
+        [Parameter(name="rate", kind="float", low=1e-4, high=1.0, log=True)],
+        {"rate": rate},
+        np.where(rate > 0.5, np.nan, (np.log10(rate) + 2) ** 2 + 0.1 * generator.standard_normal(100_000)),
+    )
+    page, complaints = open_page(browser, write_report(trials, tmp_path / "page.html"))
+    assert "Single marks stand for 10,000 of 100,000 trials" in page.inner_text("body")
+    assert page.locator(".plot canvas").count() == page.locator(".plot").count() >= 3
+    page.locator("button[data-trial]").first.click()
+    assert page.locator("#trial").is_visible()
     assert complaints == []
 
 
