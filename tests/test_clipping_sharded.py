@@ -30,7 +30,9 @@ pytestmark = [*QUIET, *(pytest.mark.filterwarnings(text) for text in LIGHTNING_W
 SCRIPT = """
 import importlib, json, sys, warnings
 warnings.simplefilter("ignore")
-folder, package, strategy, nonfinite = sys.argv[1:5]
+folder, package, strategy, nonfinite, tests = sys.argv[1:6]
+sys.path.insert(0, tests)
+import process_groups
 package = importlib.import_module(package)
 import numpy as np, torch
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -154,8 +156,9 @@ def run(folder: Path, package: Any, strategy: str, nonfinite: str = "raise") -> 
     script.write_text(SCRIPT)
     n_ranks = 1 if strategy == "auto" else 2
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if n_ranks > 1 else []
+    tests = str(Path(__file__).parent)
     subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder), package.__name__, strategy, nonfinite],
+        [sys.executable, *launcher, str(script), str(folder), package.__name__, strategy, nonfinite, tests],
         check=True,
         timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
