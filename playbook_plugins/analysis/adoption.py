@@ -18,7 +18,9 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import chi2, rankdata
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
-from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.groups import scientific_categories
+from playbook_plugins.analysis.parameters import Parameter
+from playbook_plugins.analysis.points import point_codes
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.analysis.selection_bias import check_direction
 from playbook_plugins.analysis.trials import Trials
@@ -289,11 +291,7 @@ def check_adoption(
         NaN or infinite; ``allowed_p``. TOO_LITTLE_DATA where a side lacks retrains: two a side, one with
         ``known_sd``, the search's own trial not counted.
     """
-    subjects: list[Parameter | None] = [
-        parameter
-        for parameter in trials.parameters
-        if parameter.role is Role.SCIENTIFIC and not parameter.is_numeric and len(parameter.choices) > 1
-    ]
+    subjects: list[Parameter | None] = [*scientific_categories(trials)]
     if baseline is not None:
         subjects = [None]
     if not subjects:
@@ -369,13 +367,11 @@ def _points(trials: Trials) -> list[NDArray[np.intp]]:
     rows = rows[np.argsort(trials.number[rows], kind="stable")]
     if not len(rows):
         return []
-    if not trials.parameters:
-        return [rows]
-    units = [np.round(parameter.to_unit(trials.values[parameter.name][rows]), 9) for parameter in trials.parameters]
-    table = np.nan_to_num(np.column_stack(units), nan=-1.0)
-    order = np.lexsort(table.T)
-    starts = np.flatnonzero(np.any(np.diff(table[order], axis=0) != 0.0, axis=1)) + 1
-    return [rows[np.sort(members)] for members in np.split(order, starts)]
+    # The last hyperparameter tells the points apart first, as ever: of equal ones the order decides.
+    codes = point_codes([trials.unit(parameter.name)[rows] for parameter in reversed(trials.parameters)], len(rows))
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order])) + 1
+    return [rows[members] for members in np.split(order, starts)]
 
 
 def _plain(value: float | int | str) -> Number:

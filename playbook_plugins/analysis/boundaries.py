@@ -17,6 +17,7 @@ from scipy.stats import hypergeom
 
 from playbook_plugins.analysis.bound_evidence import compute_slope_p, count_crowding
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
+from playbook_plugins.analysis.groups import scientific_categories
 from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.trials import Trials
 
@@ -127,12 +128,10 @@ def _samples(trials: Trials) -> Iterator[_Sample]:
         for place, parameter in enumerate(trials.parameters)
         if parameter.is_numeric and parameter.role is not Role.FIXED and parameter.low < parameter.high
     }
-    units = {place: parameter.to_unit(trials.values[parameter.name]) for place, parameter in numbers.items()}
+    units = {place: trials.unit(parameter.name) for place, parameter in numbers.items()}
     groups = [
-        (f"{parameter.name}={choice}", ranks == place)
-        for parameter in trials.parameters
-        if parameter.role is Role.SCIENTIFIC and not parameter.is_numeric and len(parameter.choices) > 1
-        for ranks in [_ranks(parameter, trials)]
+        (f"{parameter.name}={choice}", trials.ranks(parameter.name) == place)
+        for parameter in scientific_categories(trials)
         for place, choice in enumerate(parameter.choices)
     ]
     is_judged = trials.is_judged
@@ -149,12 +148,6 @@ def _samples(trials: Trials) -> Iterator[_Sample]:
         if shared:
             for value, is_group in groups:
                 yield _sample(table, units, is_known & is_group, shared, value)
-
-
-def _ranks(parameter: Parameter, trials: Trials) -> NDArray[np.intp]:
-    """Return the place of each trial's value among the choices, shape (n_trials,); -1 where it is none of them."""
-    ranks = (parameter.rank(value) for value in trials.values[parameter.name])
-    return np.array([-1 if rank is None else rank for rank in ranks], dtype=np.intp)
 
 
 def _as_nuisance(parameters: tuple[Parameter, ...], name: str) -> Iterator[Parameter]:
