@@ -7,6 +7,7 @@ nuisance point under the values of another scientific hyperparameter are as alik
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,26 @@ def values_of(parameter: Parameter) -> tuple[Any, ...] | None:
     return None
 
 
+def split_range(parameter: Parameter, unit: NDArray[np.float64]) -> tuple[NDArray[np.intp], list[tuple[float, float]]]:
+    """Split the range of a number into clip(n // 8, 2, 10) buckets of equal width in the search scale.
+
+    Parameters
+    ----------
+    parameter
+        The number.
+    unit
+        Places of n trials in its range, shape (n,); those beyond it count with the first or the last bucket.
+
+    Returns
+    -------
+    tuple
+        The bucket of each trial, shape (n,), and (low, high) of each bucket in the number's unit.
+    """
+    n_buckets = int(np.clip(len(unit) // 8, 2, 10))
+    places = np.clip((unit * n_buckets).astype(np.intp), 0, n_buckets - 1)
+    return places, list(itertools.pairwise(parameter.from_unit(end / n_buckets) for end in range(n_buckets + 1)))
+
+
 def _best_of_each(code: NDArray[np.intp], cost: NDArray[np.float64], kept: NDArray[np.intp]) -> NDArray[np.intp]:
     """Return, of the kept places, the one of lowest cost of each code; of equals the first."""
     best_first = kept[np.argsort(cost[kept], kind="stable")]
@@ -132,10 +153,8 @@ def _split(parameter: Parameter, values: NDArray[Any]) -> tuple[NDArray[np.intp]
     finite = values_of(parameter)
     if finite is not None:
         return _place_of(parameter, values), [(value, math.nan, math.nan) for value in finite]
-    n_buckets = int(np.clip(len(values) // 8, 2, 10))
-    places = np.clip((parameter.to_unit(values) * n_buckets).astype(np.intp), 0, n_buckets - 1)
-    edges = [parameter.from_unit(place / n_buckets) for place in range(n_buckets + 1)]
-    return places, [(None, edges[place], edges[place + 1]) for place in range(n_buckets)]
+    places, edges = split_range(parameter, parameter.to_unit(values))
+    return places, [(None, low, high) for low, high in edges]
 
 
 def _combine(

@@ -5,7 +5,6 @@ Playbook: "Identifying bad search space boundaries": infeasible points tell whic
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from playbook_plugins.analysis import Parameter, Trials
 from playbook_plugins.analysis.feasibility import wilson_interval
-from playbook_plugins.analysis.isolation_groups import values_of
+from playbook_plugins.analysis.isolation_groups import split_range, values_of
 from playbook_plugins.charts.axes import bound_layers
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.counts import COUNT_ROOM, count_layers
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import RED
 from playbook_plugins.charts.scales import parameter_x
@@ -29,9 +29,6 @@ _WHISKER = "M-.5,-1L.5,-1L.5,-.8L.1,-.8L.1,.8L.5,.8L.5,1L-.5,1L-.5,.8L-.1,.8L-.1
 _DASHES = "M-1.2,-.12L-.2,-.12L-.2,.12L-1.2,.12ZM.2,-.12L1.2,-.12L1.2,.12L.2,.12Z"
 # In the order of the legend: colour, shape. All of them speak of infeasible trials, and are red.
 _LOOKS = {SHARE: (RED, "circle"), INTERVAL: (RED, _WHISKER), ALL: (RED, _DASHES)}
-# The two lines of counts stand between the tick labels and the axis title.
-_COUNT_LINES = (("trials", "n_trials", 34), ("infeasible", "n_infeasible", 48))
-_COUNT_ROOM = 38
 # The axis reaches beyond the highest whisker, but never so close that a share of a few percent looks large.
 _ABOVE, _LEAST_TOP = 1.06, 0.1
 _WIDEST_BAR = 34.0
@@ -80,14 +77,14 @@ def infeasible_share_chart(trials: Trials, parameter: str) -> Chart:
     rows = [_row(group, subject) for group in groups]
     n_trials, n_infeasible = _totals(groups)
     x = parameter_x(trials, subject, "x")
-    x["axis"]["titlePadding"] = _COUNT_ROOM
+    x["axis"]["titlePadding"] = COUNT_ROOM
     y = _y(rows)
     layers = bound_layers(subject, x)
     if n_trials:
         layers += _bar_layers(subject, groups, x, y)
         layers += _overall_layers(n_infeasible, n_trials, y)
         layers += _interval_layers(subject, x, y)
-    layers += _count_layers(x)
+    layers += count_layers(x)
     title = label(subject.name)
     spec = {
         "$schema": SCHEMA,
@@ -132,11 +129,8 @@ def _split(
         distance = np.abs(trials.values[parameter.name][chosen][:, None] - np.array(values))
         names = [f"{value:,.10g}" for value in values]
         return distance.argmin(axis=1), names, list(values), [nowhere] * len(names)
-    n_buckets = int(np.clip(len(chosen) // 8, 2, 10))
-    place = np.clip((trials.unit(parameter.name)[chosen] * n_buckets).astype(np.intp), 0, n_buckets - 1)
-    ends = [parameter.from_unit(edge / n_buckets) for edge in range(n_buckets + 1)]
-    edges = list(itertools.pairwise(ends))
-    return place, [f"{low:.3g} to {high:.3g}" for low, high in edges], [None] * n_buckets, edges
+    place, edges = split_range(parameter, trials.unit(parameter.name)[chosen])
+    return place, [f"{low:.3g} to {high:.3g}" for low, high in edges], [None] * len(edges), edges
 
 
 def _row(group: _Group, parameter: Parameter) -> dict[str, Any]:
@@ -224,22 +218,6 @@ def _interval_layers(parameter: Parameter, x: dict[str, Any], y: dict[str, Any])
             "encoding": mark_legend(_LOOKS) | {"x": x, "y": y, **words},
         }
     )
-    return layers
-
-
-def _count_layers(x: dict[str, Any]) -> list[dict[str, Any]]:
-    layers: list[dict[str, Any]] = []
-    for words, counts, offset in _COUNT_LINES:
-        y = {"value": {"expr": f"height + {offset}"}}
-        mark = {"type": "text", "baseline": "middle", "aria": False}
-        layers += [
-            {
-                "data": {"values": [{"words": words}]},
-                "mark": mark | {"align": "right"},
-                "encoding": {"x": {"value": -6}, "y": y, "text": {"field": "words"}},
-            },
-            {"mark": mark, "encoding": {"x": x, "y": y, "text": {"field": counts}}},
-        ]
     return layers
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from playbook_plugins.analysis import Isolation, IsolationGroup, Parameter, Trials, isolate
 from playbook_plugins.charts.axes import JITTER, bound_layers
 from playbook_plugins.charts.chart import Chart
+from playbook_plugins.charts.counts import COUNT_ROOM, count_layers
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, GREEN, INFEASIBLE, ORANGE, RED, STAR
 from playbook_plugins.charts.scales import objective_scale, objective_title, parameter_x
@@ -27,9 +28,6 @@ from playbook_plugins.charts.table import (
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
 TRIAL, BEST = "trial", "best of the value"
-# The two lines of counts stand between the tick labels and the axis title.
-_COUNT_LINES = (("trials", "n_trials", 34), ("infeasible", "n_infeasible", 48))
-_COUNT_ROOM = 38
 
 
 def isolation_plot(trials: Trials, parameter: str) -> Chart:
@@ -72,7 +70,7 @@ def isolation_plot(trials: Trials, parameter: str) -> Chart:
     x = parameter_x(trials, subject, field(place))
     y = scale.y("objective", strip=has_strip, title=objective_title(trials))
     y["axis"]["minExtent"] = 62
-    x["axis"]["titlePadding"] = _COUNT_ROOM
+    x["axis"]["titlePadding"] = COUNT_ROOM
     looks = {TRIAL: (BLUE, "circle"), BEST: (GREEN, STAR)}
     looks |= {} if is_fair else {fair: (ORANGE, BAR)}
     legend = mark_legend(looks | ({INFEASIBLE: (RED, CROSS)} if has_strip else {}))
@@ -108,7 +106,7 @@ def isolation_plot(trials: Trials, parameter: str) -> Chart:
     if not is_fair:
         layers += _fair_layers(subject, x, y, legend, groups)
     layers += _best_layers(subject, x, y, legend, groups)
-    layers += _count_layers(x, groups)
+    layers += count_layers(x, groups)
     title = label(subject.name)
     spec = {
         "$schema": SCHEMA,
@@ -212,26 +210,6 @@ def _best_layers(
             },
         }
     )
-    return layers
-
-
-def _count_layers(x: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    layers: list[dict[str, Any]] = []
-    for words, counts, offset in _COUNT_LINES:
-        y = {"value": {"expr": f"height + {offset}"}}
-        mark = {"type": "text", "baseline": "middle", "aria": False}
-        layers += [
-            {
-                "data": {"values": [{"words": words}]},
-                "mark": mark | {"align": "right"},
-                "encoding": {"x": {"value": -6}, "y": y, "text": {"field": "words"}},
-            },
-            {
-                "data": {"values": groups},
-                "mark": mark,
-                "encoding": {"x": x | {"field": "x"}, "y": y, "text": {"field": counts}},
-            },
-        ]
     return layers
 
 
