@@ -28,7 +28,7 @@ from playbook_plugins.charts.theme import config
 from playbook_plugins.report.markdown import render_markdown
 from playbook_plugins.report.proposal import ProposedRound
 from playbook_plugins.report.sheet import describe_sheet
-from playbook_plugins.report.study import describe_study
+from playbook_plugins.report.study import describe_study, draw_study
 from playbook_plugins.report.wording import PLAYBOOK
 
 if TYPE_CHECKING:
@@ -117,15 +117,19 @@ def render_report(
     """
     environment = _environment()
     described = _describe(tables, findings, proposals, sheet)
+    drawn = [
+        draw_study(table, found, f"study-{place}")
+        for place, (table, found) in enumerate(zip(tables, findings, strict=True))
+    ]
     data = {
         "configs": {"light": _page_config(dark=False), "dark": _page_config(dark=True)},
-        "studies": [study for _, study in described],
+        "studies": [data for _, data in drawn],
     }
     libraries, script = _libraries(), (_HERE / "page.js").read_text(encoding="utf-8")
     markup = _markup_type()
     return environment.get_template("template.html").render(
         title=title or ", ".join(table.name for table in tables),
-        studies=[context for context, _ in described],
+        studies=[words | plots for words, (plots, _) in zip(described, drawn, strict=True)],
         sheet=describe_sheet(sheet),
         style=markup((_HERE / "page.css").read_text(encoding="utf-8")),
         libraries=markup(libraries),
@@ -142,13 +146,11 @@ def _describe(
     findings: Sequence[Sequence[Finding]],
     proposals: Sequence[ProposedRound | None] | None,
     sheet: Sequence[Mapping[str, Any]],
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+) -> list[dict[str, Any]]:
     runs = {row.get("study"): row for row in sheet}
     return [
-        describe_study(table, found, f"study-{place}", proposal=proposal, run=runs.get(table.name))
-        for place, (table, found, proposal) in enumerate(
-            zip(tables, findings, proposals or [None] * len(tables), strict=True)
-        )
+        describe_study(table, found, proposal=proposal, run=runs.get(table.name))
+        for table, found, proposal in zip(tables, findings, proposals or [None] * len(tables), strict=True)
     ]
 
 
@@ -159,7 +161,7 @@ def _render_markdown(
     proposals: Sequence[ProposedRound | None],
     sheet: Sequence[Mapping[str, Any]],
 ) -> str:
-    studies = [context for context, _ in _describe(tables, findings, proposals, sheet)]
+    studies = _describe(tables, findings, proposals, sheet)
     return render_markdown(title or ", ".join(table.name for table in tables), studies, __version__)
 
 

@@ -34,12 +34,11 @@ _MAX_CURVES = 2_000
 def describe_study(
     trials: Trials,
     findings: Sequence[Finding],
-    key: str,
     *,
     proposal: ProposedRound | None = None,
     run: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the template shows of a study, and the data that its script reads.
+) -> dict[str, Any]:
+    """Return what every form of the report says of a study, in words and tables.
 
     Parameters
     ----------
@@ -47,17 +46,39 @@ def describe_study(
         The study, with at least one trial.
     findings
         Of this study, in the order in which they are to be read.
-    key
-        A short identifier, unique in the page.
     proposal
         What is proposed for the next round.
     run
         The study's row of the sheet.
+    """
+    return {
+        "name": trials.name,
+        "goal": trials.goal,
+        "objective": trials.objective_name,
+        "overview": _overview(trials),
+        "findings": _findings(findings),
+        "best": _best_table(trials, run),
+        "proposal": None if proposal is None else describe_proposal(proposal),
+        "reasons": _reasons(trials),
+        "fixed": dict(trials.fixed),
+        "caveats": trials.caveats,
+    }
+
+
+def draw_study(trials: Trials, findings: Sequence[Finding], key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the page shows of a study's plots, and the data that its script reads.
+
+    Parameters
+    ----------
+    trials, findings
+        As `describe_study`.
+    key
+        A short identifier, unique in the page.
 
     Returns
     -------
     tuple of dict
-        The template's context, and a dict for JSON: the rows of the trials once, the charts without them.
+        More of the template's context, and a dict for JSON: the rows of the trials once, the charts without them.
     """
     chapters = list_chapters(trials, findings)
     charts: list[dict[str, Any]] = []
@@ -68,18 +89,8 @@ def describe_study(
     rows = trial_rows(trials)
     context = {
         "key": key,
-        "name": trials.name,
-        "goal": trials.goal,
-        "objective": trials.objective_name,
-        "overview": _overview(trials),
-        "findings": _findings(findings),
         "chapters": chapters,
         "picks": [{"trial": row["trial"], "text": _pick_text(row)} for row in _by_rank(rows)],
-        "best": _best_table(trials, run),
-        "proposal": None if proposal is None else describe_proposal(proposal),
-        "reasons": _reasons(trials),
-        "fixed": dict(trials.fixed),
-        "caveats": trials.caveats,
         "drawn": describe_drawn(trials),
     }
     data = {
