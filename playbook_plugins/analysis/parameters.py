@@ -5,7 +5,9 @@ Playbook: "Identifying scientific, nuisance, and fixed hyperparameters".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
@@ -151,3 +153,77 @@ class Parameter:
                 known[key] = -1 if place is None else place
             ranks[row] = known[key]
         return ranks.reshape(table.shape)
+
+    def widen(self, other: Parameter) -> Parameter:
+        """Return one range that holds the values of both, for a hyperparameter whose range changed between trials.
+
+        Parameters
+        ----------
+        other
+            The later range of the same hyperparameter.
+
+        Returns
+        -------
+        Parameter
+            With the role and the condition of this one: the wider bounds; logarithmic where both are; on a grid where
+            both lie on one; the choices of both, this one's first. Where the kinds differ, the later range.
+        """
+        if self.kind != other.kind:
+            return replace(other, role=self.role, condition=self.condition)
+        if not self.is_numeric:
+            more = [choice for choice in other.choices if not any(_is_same(choice, known) for known in self.choices)]
+            return replace(self, choices=(*self.choices, *more))
+        is_log = self.log and other.log
+        return replace(
+            self,
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
+            log=is_log,
+            step=_common_float_step(self, other) if self.kind == "float" else _common_int_step(self, other, is_log),
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the hyperparameter as JSON values; what is not set is left out."""
+        plain: dict[str, Any] = {"name": self.name, "kind": self.kind, "role": str(self.role)}
+        if self.is_numeric:
+            plain |= {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
+        else:
+            plain["choices"] = list(self.choices)
+        if self.condition is not None:
+            plain["condition"] = list(self.condition)
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Parameter:
+        """Rebuild a hyperparameter from `to_plain`."""
+        return cls(
+            name=plain["name"],
+            kind=plain["kind"],
+            low=float(plain.get("low", math.nan)),
+            high=float(plain.get("high", math.nan)),
+            log=bool(plain.get("log", False)),
+            step=plain.get("step"),
+            choices=tuple(plain.get("choices", ())),
+            role=Role(plain["role"]),
+            condition=tuple(plain["condition"]) if plain.get("condition") else None,
+        )
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Return whether two categories are one; True is not 1, and NaN is itself."""
+    return type(first) is type(second) and (first == second or (first != first and second != second))
+
+
+def _common_float_step(first: Parameter, second: Parameter) -> float | None:
+    """Return the step of the one grid of two, whose lower bounds then lie whole steps apart; else None."""
+    if first.step is None or first.step != second.step:
+        return None
+    n_steps = (first.low - second.low) / first.step
+    return first.step if abs(n_steps - round(n_steps)) < 1e-8 else None
+
+
+def _common_int_step(first: Parameter, second: Parameter, is_log: bool) -> int:
+    """Return the step of the coarsest grid that holds two."""
+    if is_log:
+        return 1
+    return math.gcd(int(first.step or 1), int(second.step or 1), abs(int(first.low) - int(second.low)))
