@@ -122,6 +122,7 @@ PUBLIC = {
         "optimizer_space",
         "record_trial",
         "redo_lost",
+        "trial_callback",
         "study_sheet",
         "track",
         "trials_from_study",

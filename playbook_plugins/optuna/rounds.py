@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
+from playbook_plugins.analysis.parameters import Parameter
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.optuna.baseline import Baseline
 from playbook_plugins.optuna.round_checks import check_round, scientific_distribution, warn_of_few_trials
@@ -22,7 +23,7 @@ from playbook_plugins.optuna.round_space import Branches, Entry, Space, list_ent
 from playbook_plugins.optuna.running import Callback, Train, run_round, wrap_training
 from playbook_plugins.optuna.sampled_study import seed_of_name
 from playbook_plugins.optuna.sampler import HaltonSampler
-from playbook_plugins.optuna.trials import EXPLOITATION_KEY, ROUND_KEY
+from playbook_plugins.optuna.trials import EXPLOITATION_KEY, ROUND_KEY, parameter_of
 
 # What may change while the same sequence goes on.
 _FREE_TO_CHANGE = ("goal", "n_trials", "baseline", "caveats")
@@ -96,6 +97,13 @@ class Round:
         return tuple(
             f"{name} was {value!r} in every trial: the conclusions hold for this value, and may not for others."
             for name, value in self.fixed.items()
+        )
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The search space, as the tables of the round's studies have it; a branch's under their stored names."""
+        return tuple(
+            parameter_of(entry.stored, entry.distribution, entry.role, entry.condition) for entry in self._entries()
         )
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:

@@ -101,11 +101,15 @@ def trials_from_study(study: optuna.Study) -> Trials:
     ValueError
         When the study has several objectives.
     """
+    return tabulate(study, _final_attempts(study.get_trials(deepcopy=False)))
+
+
+def tabulate(study: optuna.Study, frozen: Sequence[FrozenTrial]) -> Trials:
+    """Return the table of some trials of a study, as `trials_from_study` of all."""
     direction = _direction(study)
-    frozen = _final_attempts(study.get_trials(deepcopy=False))
     design = json.loads(study.user_attrs.get(ROUND_KEY, "{}"))
     parameters = _parameters(frozen, design)
-    records = [_record(trial) for trial in frozen]
+    records = [kept_record(trial) for trial in frozen]
     outcomes = [_outcome(trial, record) for trial, record in zip(frozen, records, strict=True)]
     # A run that broke before its first evaluation may not know the name.
     names = {record.objective_name for record in records if record is not None and len(record.curve)}
@@ -126,6 +130,12 @@ def trials_from_study(study: optuna.Study) -> Trials:
         goal=design.get("goal", ""),
         caveats=tuple(design.get("caveats", ())),
     )
+
+
+def kept_record(trial: FrozenTrial) -> TrialRecord | None:
+    """Return the record that `record_trial` kept with a trial, None where there is none."""
+    text = trial.user_attrs.get(RECORD_KEY)
+    return TrialRecord.from_json(text) if text is not None else None
 
 
 def _direction(study: optuna.Study) -> Direction:
@@ -150,47 +160,34 @@ def _final_attempts(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _parameters(trials: Sequence[FrozenTrial], design: Mapping[str, Any]) -> list[Parameter]:
     """Return the search space: the round's, in its order, then what other trials added, in order of appearance."""
-    seen: dict[str, BaseDistribution] = {}
+    space = {
+        entry["name"]: parameter_of(
+            entry["name"],
+            optuna.distributions.json_to_distribution(json.dumps(entry["distribution"])),
+            Role(entry["role"]),
+            tuple(entry["condition"]) if entry["condition"] else None,
+        )
+        for entry in design.get("space", [])
+    }
+    # Thousands of trials share a few distributions.
+    ranges: dict[str, list[BaseDistribution]] = {}
     for trial in trials:
         for name, distribution in trial.distributions.items():
-            seen[name] = _widen(seen[name], distribution) if name in seen else distribution
-    roles: dict[str, tuple[Role, tuple[str, Any] | None]] = {}
-    space = design.get("space", [])
-    for entry in space:
-        condition = entry["condition"]
-        roles[entry["name"]] = (Role(entry["role"]), tuple(condition) if condition else None)
-        planned = optuna.distributions.json_to_distribution(json.dumps(entry["distribution"]))
-        seen[entry["name"]] = _widen(planned, seen[entry["name"]]) if entry["name"] in seen else planned
-    ordered = [entry["name"] for entry in space] + [name for name in seen if name not in roles]
-    return [_parameter(name, seen[name], *roles.get(name, (Role.NUISANCE, None))) for name in ordered]
+            seen = ranges.setdefault(name, [])
+            if distribution not in seen:
+                seen.append(distribution)
+                later = parameter_of(name, distribution)
+                space[name] = space[name].widen(later) if name in space else later
+    return list(space.values())
 
 
-def _widen(known: BaseDistribution, other: BaseDistribution) -> BaseDistribution:
-    """Return one distribution that holds the values of both; the later kind wins where they differ in kind."""
-    if isinstance(known, CategoricalDistribution) and isinstance(other, CategoricalDistribution):
-        more = [choice for choice in other.choices if not any(_same(choice, old) for old in known.choices)]
-        return CategoricalDistribution([*known.choices, *more])
-    if isinstance(known, FloatDistribution) and isinstance(other, FloatDistribution):
-        low, high = min(known.low, other.low), max(known.high, other.high)
-        if known.step is not None and known.step == other.step:
-            # One grid, where the lower bounds lie whole steps apart.
-            steps = (known.low - other.low) / known.step
-            if abs(steps - round(steps)) < 1e-8:
-                return FloatDistribution(low, high, step=known.step)
-        return FloatDistribution(low, high, log=known.log and other.log)
-    if isinstance(known, IntDistribution) and isinstance(other, IntDistribution):
-        low_int, high_int = min(known.low, other.low), max(known.high, other.high)
-        is_log = known.log and other.log
-        step = math.gcd(known.step, other.step, abs(known.low - other.low)) if not is_log else 1
-        return IntDistribution(low_int, high_int, log=is_log, step=step)
-    return other
-
-
-def _same(first: Any, second: Any) -> bool:
-    return type(first) is type(second) and (first == second or (first != first and second != second))
-
-
-def _parameter(name: str, distribution: BaseDistribution, role: Role, condition: tuple[str, Any] | None) -> Parameter:
+def parameter_of(
+    name: str,
+    distribution: BaseDistribution,
+    role: Role = Role.NUISANCE,
+    condition: tuple[str, Any] | None = None,
+) -> Parameter:
+    """Return a hyperparameter as the analysis knows it, from its Optuna distribution."""
     if isinstance(distribution, CategoricalDistribution):
         return Parameter(
             name=name, kind="categorical", choices=tuple(distribution.choices), role=role, condition=condition
@@ -218,11 +215,6 @@ def _column(parameter: Parameter, trials: Sequence[FrozenTrial]) -> list[Any]:
     if parameter.is_numeric:
         return [value if isinstance(value, int | float) else math.nan for value in column]
     return column
-
-
-def _record(trial: FrozenTrial) -> TrialRecord | None:
-    text = trial.user_attrs.get(RECORD_KEY)
-    return TrialRecord.from_json(text) if text is not None else None
 
 
 def _outcome(trial: FrozenTrial, record: TrialRecord | None) -> tuple[Status, str]:
