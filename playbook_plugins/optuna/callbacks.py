@@ -53,12 +53,8 @@ def trial_callback(log: Callable[..., Any], **arguments: Any) -> Callback:
     """
 
     def callback(study: optuna.Study, trial: FrozenTrial) -> None:
-        # Another worker made it superfluous: it tells nothing.
-        if NOT_NEEDED_KEY in trial.user_attrs:
-            return
         try:
-            table = tabulate(study, [trial])
-            log(_outcome(trial, table), read_config(study, trial), study=table, number=trial.number, **arguments)
+            hand_over(study, trial, log, **arguments)
         except Exception as error:
             warnings.warn(
                 f"Trial {trial.number} of {study.study_name!r} is in its storage, but was not logged: {error!r}",
@@ -66,6 +62,22 @@ def trial_callback(log: Callable[..., Any], **arguments: Any) -> Callback:
             )
 
     return callback
+
+
+def hand_over(study: optuna.Study, trial: FrozenTrial, log: Callable[..., Any], **arguments: Any) -> None:
+    """Hand one finished trial to a tracker, as `trial_callback` does; whatever the tracker raises goes on.
+
+    Parameters
+    ----------
+    study, trial
+        A finished trial of a study. One that another worker made superfluous is left out: it tells nothing.
+    log, **arguments
+        As `trial_callback`.
+    """
+    if NOT_NEEDED_KEY in trial.user_attrs:
+        return
+    table = tabulate(study, [trial])
+    log(_outcome(trial, table), read_config(study, trial), study=table, number=trial.number, **arguments)
 
 
 def read_config(study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
