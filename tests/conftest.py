@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before torch and numpy are loaded, here and in the processes that tests start: several threads slow networks as small
 # as these down, many times over where the tests themselves run in parallel.
@@ -10,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import optuna
 import pytest
 
+if TYPE_CHECKING:
+    from wandb_server import LoopbackServer
+
 
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> Iterator[None]:
@@ -17,6 +22,13 @@ def _quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield
     optuna.logging.set_verbosity(before)
+
+
+@pytest.fixture
+def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackServer]:
+    from wandb_server import start_server
+
+    yield from start_server(tmp_path, monkeypatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
