@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from playbook_plugins.optuna.constraints import is_violated
 from playbook_plugins.optuna.masking import mask_command, mask_text
 from playbook_plugins.optuna.recovery import first_attempt
-from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, ROUND_KEY
+from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, PLAN_KEY, ROUND_KEY
 
 NOTES_KEY = "playbook:notes"
 CONFIG_KEY = "playbook:config"
@@ -152,7 +152,7 @@ def _row(study: optuna.Study) -> dict[str, Any]:
 
 
 def _goal(attributes: Mapping[str, Any]) -> str | None:
-    kept = attributes.get(ROUND_KEY)
+    kept = attributes.get(ROUND_KEY) or attributes.get(PLAN_KEY)
     return None if kept is None else str(json.loads(kept)["goal"])
 
 

@@ -26,6 +26,7 @@ from playbook_plugins.optuna.constraints import is_violated, set_infeasible
 
 RECORD_KEY = "playbook:record"
 ROUND_KEY = "playbook:round"
+PLAN_KEY = "playbook:plan"
 EXPLOITATION_KEY = "playbook:exploitation"
 NOT_NEEDED_KEY = "playbook:not needed"
 
@@ -107,7 +108,7 @@ def trials_from_study(study: optuna.Study) -> Trials:
 def tabulate(study: optuna.Study, frozen: Sequence[FrozenTrial]) -> Trials:
     """Return the table of some trials of a study, as `trials_from_study` of all."""
     direction = _direction(study)
-    design = json.loads(study.user_attrs.get(ROUND_KEY, "{}"))
+    design = json.loads(study.user_attrs.get(ROUND_KEY) or study.user_attrs.get(PLAN_KEY, "{}"))
     parameters = _parameters(frozen, design)
     records = [kept_record(trial) for trial in frozen]
     outcomes = [_outcome(trial, record) for trial, record in zip(frozen, records, strict=True)]
