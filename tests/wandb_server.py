@@ -9,6 +9,7 @@ It speaks the client's GraphQL operations, file streams and uploads. It can be t
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import re
@@ -303,3 +304,7 @@ def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
         # A run that a failed test left open would have its threads raise in the next test.
         wandb_setup.singleton().finish_all_active_runs()
         wandb.teardown()
+    with warnings.catch_warnings():
+        # The client's tables leave folders behind, of which any later test would be told.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
