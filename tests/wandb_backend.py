@@ -28,6 +28,7 @@ from graphql import (
 from graphql.language import DocumentNode
 from wandb_artifacts import ArtifactSequence, ArtifactStore
 from wandb_records import Chart, Project, Run, View, hash_key, make_id, now, paginate, spell_out
+from wandb_sweep_operations import Agent, SweepOperations
 
 # What this server can do of all that W&B's own can, and the client asks for by name.
 FEATURES = (
@@ -92,7 +93,7 @@ def _check(query: str) -> tuple[DocumentNode | None, tuple[str, ...]]:
 
 
 @dataclass
-class Backend:
+class Backend(SweepOperations):
     """The server's memory, and the root of every query and mutation."""
 
     entity: str
@@ -103,6 +104,7 @@ class Backend:
     views: dict[str, View] = field(default_factory=dict)
     deleted_runs: list[Run] = field(default_factory=list)
     deleted_views: list[View] = field(default_factory=list)
+    agents: dict[str, Agent] = field(default_factory=dict)
     store: ArtifactStore = field(default_factory=ArtifactStore)
 
     def execute(self, query: str, variables: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:

@@ -101,10 +101,27 @@ class Run:
 
     username = "loopback"
     read_only = False
+    should_stop = False
 
     @property
     def id(self) -> str:
         return make_id("Run", self.name, self.project.name, self.project.entity_name)
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.exit_code
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def failed(self) -> bool:
+        return self.state in ("failed", "crashed")
+
+    @property
+    def stopped(self) -> bool:
+        return self.state in ("finished", "killed")
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -188,7 +205,7 @@ class Run:
         return [self._sample_keys(**json.loads(spec)) for spec in specs]
 
     def _sample_keys(
-        self, keys: list[str], samples: int | None = None, minStep: int = 0, maxStep: int | None = None
+        self, keys: list[str] | tuple[()] = (), samples: int | None = None, minStep: int = 0, maxStep: int | None = None
     ) -> list[dict[str, Any]]:
         # Here, unlike in a page of the history, the client counts the last step in.
         last = math.inf if maxStep is None else maxStep
@@ -233,14 +250,23 @@ class Sweep:
     created_at: str = field(default_factory=now)
     updated_at: str = field(default_factory=now)
     run_count: int = 0
+    controller_run_name: str | None = None
+    project: Project | None = field(default=None, repr=False)
+    runs: list[Run] = field(default_factory=list, repr=False)
 
     best_loss = None
     run_count_expected = None
-    controller_run_name = None
+    heartbeat_at = None
+    early_stop_job_running = False
+    controller = None
+    scheduler = None
 
     @property
     def id(self) -> str:
         return make_id("Sweep", self.name)
+
+    def resolve_runs(self, first: int | None = None, after: str | None = None) -> dict[str, Any]:
+        return paginate(self.runs, after, first)
 
 
 @dataclass(eq=False)
@@ -329,8 +355,11 @@ class Project:
 
     def resolve_sweep(self, sweep_name: str) -> Sweep | None:
         sweep = self.sweeps.get(sweep_name)
-        count = sum(run.sweep_name == sweep_name for run in self.runs.values())
-        return sweep and dataclasses.replace(sweep, run_count=count)
+        runs = self.runs_of_sweep(sweep_name)
+        return sweep and dataclasses.replace(sweep, run_count=len(runs), project=self, runs=runs)
+
+    def runs_of_sweep(self, sweep_name: str) -> list[Run]:
+        return [run for run in self.runs.values() if run.sweep_name == sweep_name]
 
     def resolve_sweeps(
         self, after: str | None = None, first: int | None = None, filters: str | None = None
