@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from playbook_plugins.cli.errors import CommandError, OneLineGroup, one_line_errors, print_note
+from playbook_plugins.cli.options import Debug, Output, Title, check_output
 from playbook_plugins.cli.printing import print_json, print_lines, print_table, working
 from playbook_plugins.cli.storages import choose_names, list_names, load_study, open_storage, read_trials
+from playbook_plugins.cli.wandb_commands import wandb_app
 
 if TYPE_CHECKING:
     import optuna
@@ -32,6 +34,7 @@ app = typer.Typer(
     ),
     epilog="Exit status: 0 done, 1 a flag was raised (review), 2 an error.",
 )
+app.add_typer(wandb_app, name="wandb")
 
 _StorageUrl = Annotated[
     str,
@@ -45,12 +48,7 @@ _StorageUrl = Annotated[
 _StudyName = Annotated[
     str | None, typer.Option("--study", metavar="NAME", help="The study; by default the only one.", show_default=False)
 ]
-_Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, .html.")]
-_Title = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="The title of the page; by default the study.", show_default=False)
-]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
 
 
 @app.command()
@@ -61,15 +59,15 @@ def report(
         typer.Option("--study", metavar="NAME", help="A study; may be repeated. By default the only one."),
     ] = None,
     every_study: Annotated[bool, typer.Option("--all", help="All studies of the storage.")] = False,
-    output: _Output = Path("playbook.html"),
-    title: _Title = None,
-    debug: _Debug = False,
+    output: Output = Path("playbook.html"),
+    title: Title = None,
+    debug: Debug = False,
 ) -> None:
     """Write a page: what to do first, then the plots. It opens without a network."""
     with one_line_errors(storage_url, debug=debug), open_storage(storage_url) as storage:
         if study and every_study:
             raise CommandError("--study and --all exclude each other: name some studies, or take all.")
-        _check_output(output)
+        check_output(output)
         with working("Reading the trials"):
             if every_study:
                 read = _read_all(storage, storage_url)
@@ -125,7 +123,7 @@ def review(
             help="An objective to beat: compares the steps that each batch_size needs for it.",
         ),
     ] = None,
-    debug: _Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Go through the playbook's checklist. Exit status 1 when a check raised a flag, 0 when none did, 2 on errors."""
     with one_line_errors(storage_url, debug=debug), open_storage(storage_url) as storage:
@@ -152,7 +150,7 @@ def review(
 
 
 @app.command("next")
-def propose(storage_url: _StorageUrl, study: _StudyName = None, as_json: _Json = False, debug: _Debug = False) -> None:
+def propose(storage_url: _StorageUrl, study: _StudyName = None, as_json: _Json = False, debug: Debug = False) -> None:
     """Propose the next round: bounds, fixed values, trials. For a study made by Round.create_study."""
     with one_line_errors(storage_url, debug=debug), open_storage(storage_url) as storage:
         with working("Reading the trials"):
@@ -172,7 +170,7 @@ def propose(storage_url: _StorageUrl, study: _StudyName = None, as_json: _Json =
 
 
 @app.command()
-def studies(storage_url: _StorageUrl, as_json: _Json = False, debug: _Debug = False) -> None:
+def studies(storage_url: _StorageUrl, as_json: _Json = False, debug: Debug = False) -> None:
     """List the studies: what each was about, how it was run, and its best result."""
     with one_line_errors(storage_url, debug=debug), open_storage(storage_url) as storage:
         list_names(storage, storage_url)
@@ -208,18 +206,18 @@ def studies(storage_url: _StorageUrl, as_json: _Json = False, debug: _Debug = Fa
 def watch(
     storage_url: _StorageUrl,
     study: _StudyName = None,
-    output: _Output = Path("playbook.html"),
-    title: _Title = None,
+    output: Output = Path("playbook.html"),
+    title: Title = None,
     every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How often to look at the study.")] = 30.0,
     until: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, show_default=False, help="End when so many trials have finished."),
     ] = None,
-    debug: _Debug = False,
+    debug: Debug = False,
 ) -> None:
     """Write the page again whenever more trials have finished. Ctrl-C ends it."""
     with one_line_errors(storage_url, debug=debug), open_storage(storage_url) as storage:
-        _check_output(output)
+        check_output(output)
         [name] = choose_names(storage, storage_url, [study] if study else ())
         loaded = load_study(storage, name)
         from playbook_plugins.cli.watching import Watch
@@ -244,16 +242,6 @@ def _read_all(storage: optuna.storages.BaseStorage, url: str) -> list[tuple[optu
     if not read:
         raise CommandError("no study of the storage can be shown.")
     return read
-
-
-def _check_output(output: Path) -> None:
-    """Raise CommandError where no page can be written, before the work is done."""
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise CommandError(f"{str(output)!r} is no name of a page. Give -o a name that ends in .html.")
-    if not output.parent.is_dir():
-        raise CommandError(f"{str(output)!r} cannot be written: there is no folder {str(output.parent)!r}.")
-    if output.is_dir():
-        raise CommandError(f"{str(output)!r} is a folder. Give -o the name of a file.")
 
 
 def _write_page(
