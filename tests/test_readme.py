@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from wandb_server import LoopbackServer
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -54,20 +57,23 @@ def newcomers_names() -> dict[str, Any]:
     }
 
 
-def test_there_are_three_short_blocks() -> None:
-    assert len(BLOCKS) == 3
+def test_there_are_four_short_blocks() -> None:
+    assert len(BLOCKS) == 4
     assert all(len(block.splitlines()) <= 12 for block in BLOCKS)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX` has been removed")
-def test_the_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_server: LoopbackServer) -> None:
     monkeypatch.chdir(tmp_path)
     names = newcomers_names()
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(names["study"].trials) == 20
+    assert len(names["study"].trials) == 24
+    assert [run.config["playbook_number"]["value"] for run in wandb_server.runs[:4]] == [20, 21, 22, 23]
+    assert [names["url"]] == [f"{wandb_server.url}/my-team/digits/reports/{names['url'].rpartition('/')[2]}"]
+    assert len(wandb_server.reports) == 1
     assert names["recorder"].record.curve.step.tolist() == [0, 20, 40, 60, 80, 100, 105]
     assert len(names["recorder"].record.checkpoints) == 3
     assert "<html" in (tmp_path / "report.html").read_text()
