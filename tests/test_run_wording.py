@@ -69,7 +69,7 @@ def test_a_run_that_diverges() -> None:
     words = word(only(check_stability(run(np.append(HEALTHY[:99], np.inf)), subject="learning rate x 2"), "non-finite"))
     assert words.headline == "Training diverges (learning rate x 2)"
     assert words.sentence == "A loss, an objective or a gradient norm is no longer finite at step 100."
-    assert words.section == "Identifying unstable training workloads"
+    assert words.section == "Identifying unstable workloads"
 
 
 def test_an_early_blow_up() -> None:

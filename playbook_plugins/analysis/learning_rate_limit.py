@@ -1,6 +1,6 @@
 """Does instability hold the best learning rate down? Runs at 2, 5 and 10 times it, side by side.
 
-Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable training workloads":
+Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable workloads":
 instability is an issue only where it forces a learning rate that is too small.
 """
 

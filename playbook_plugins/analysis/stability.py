@@ -1,6 +1,6 @@
 """Is training unstable, and does that hold the learning rate down? Spikes, rises and early blow-ups of the loss.
 
-Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable training workloads": any
+Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable workloads": any
 workload becomes unstable if the learning rate is too large; it is an issue only where it forces a rate too small.
 """
 
@@ -16,7 +16,7 @@ from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 
-SECTION = "Identifying unstable training workloads"
+SECTION = "Identifying unstable workloads"
 
 # Below it neither noise nor trend is known well enough.
 _MIN_POINTS = 50

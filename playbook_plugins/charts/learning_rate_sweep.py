@@ -1,6 +1,6 @@
 """Which learning rate is best, and where does training break? The objective against the learning rate.
 
-Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable training workloads": sweep
+Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable workloads": sweep
 the learning rate, find the best one, lr*, and see what becomes of larger ones.
 """
 

@@ -1,6 +1,6 @@
 """Does instability hold the learning rate down? Short runs at multiples of the best rate, judged at every step.
 
-Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable training workloads": train
+Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable workloads": train
 for about 500 steps at twice the best learning rate and evaluate at every step, because an early blow-up with a slow
 recovery is missed by the usual evaluations; look at the training loss at 5 and 10 times the best rate.
 """

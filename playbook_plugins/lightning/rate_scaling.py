@@ -1,6 +1,6 @@
 """How is a whole schedule trained at a multiple of its learning rate? By scaling every rate that it is made of.
 
-Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable training workloads".
+Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable workloads".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happens in every single step? Loss, gradient norm and evaluation, until the first that is not finite.
 
-Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable training workloads".
+Playbook: "How can optimization failures be debugged and mitigated?", "Identifying unstable workloads".
 """
 
 from __future__ import annotations

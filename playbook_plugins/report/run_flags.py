@@ -1,6 +1,6 @@
 """What does each check of a single run mean, and what is to be done about it? Throughput and stability, in words.
 
-Playbook: "Determining the feasible batch sizes and estimating training throughput", "Identifying unstable training
+Playbook: "Determining the feasible batch sizes and estimating training throughput", "Identifying unstable
 workloads", "Potential fixes for common instability patterns". As in flags.py, None stands for missing numbers.
 """
 

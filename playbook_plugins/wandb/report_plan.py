@@ -24,7 +24,7 @@ from playbook_plugins.wandb.report_text import limit_lines, table_lines
 
 ROLES = "Identifying scientific, nuisance, and fixed hyperparameters"
 LENGTH = "Deciding how long to train when training is not compute-bound"
-UNSTABLE = "Identifying unstable training workloads"
+UNSTABLE = "Identifying unstable workloads"
 ADOPTION = "Determining whether to adopt a training pipeline change or hyperparameter configuration"
 # In the order in which they are asked.
 _BEFORE = (
