@@ -21,6 +21,7 @@ from wandb_server import LoopbackServer
 from playbook_plugins.analysis import Finding, Parameter, Role, Trials, Verdict, review
 from playbook_plugins.charts.scales import objective_scale
 from playbook_plugins.optuna import Round
+from playbook_plugins.wandb import report_run
 from playbook_plugins.wandb.clients import import_reports
 from playbook_plugins.wandb.log_trial import log_trial
 from playbook_plugins.wandb.presets import PRESETS
@@ -475,6 +476,19 @@ _STEPS = {
 
 
 class TestFailures:
+    def test_an_upload_that_never_ends_is_given_up(
+        self, wandb_server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(report_run, "_FINISH_SECONDS", 2.0)
+        wandb_server.fail("hang", times=None, path="file_stream")
+        with pytest.raises(
+            WandbUnavailableError, match="could not upload the report's run: W&B did not take it"
+        ) as found:
+            publish_report(two_optimizers(), **WHERE, page=False)
+        assert "was deleted again" in str(found.value)
+        assert wandb_server.reports == []
+        assert wandb_server.runs == []
+
     @pytest.mark.parametrize("step", _STEPS)
     def test_nothing_is_half_published(self, wandb_server: LoopbackServer, step: str) -> None:
         request, had_run = _STEPS[step]

@@ -210,8 +210,10 @@ def place_of(study: optuna.Study, number: int) -> int:
 
 
 def _keep(plan: Plan, study: optuna.Study) -> None:
+    # In this order: a worker that came first keeps its plan before its first trial.
+    has_trials = bool(study.get_trials(deepcopy=False))
     kept = study.user_attrs.get(PLAN_KEY)
-    if kept is None and study.get_trials(deepcopy=False):
+    if kept is None and has_trials:
         raise ValueError(
             f"`study_name` is {study.study_name!r}: this study has trials, but no plan is kept in it. Choose another "
             "name for the procedure's study."

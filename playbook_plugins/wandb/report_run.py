@@ -21,7 +21,8 @@ from playbook_plugins.wandb.run_layout import REPORT_JOB
 MARKER_KEY = "playbook_report"
 ARTIFACT_TYPE = "playbook-report"
 PAGE_FILE = "report.html"
-_WAIT_SECONDS = 600
+# Seconds: for the start, for what is still to be uploaded at the end, and for the page.
+_INIT_SECONDS, _FINISH_SECONDS, _WAIT_SECONDS = 30.0, 180.0, 180
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,10 @@ def log_report_run(entity: str, project: str, logged: ReportRun) -> None:
             settings=wandb.Settings(
                 console="off",
                 disable_git=True,
+                init_timeout=_INIT_SECONDS,
+                # Without a limit, a client that cannot upload never ends.
+                finish_timeout=_FINISH_SECONDS,
+                finish_timeout_raises=True,
                 quiet=True,
                 save_code=False,
                 x_disable_meta=True,
@@ -104,9 +109,11 @@ def log_report_run(entity: str, project: str, logged: ReportRun) -> None:
             if logged.page is not None:
                 run.log_artifact(_artifact(wandb, logged)).wait(timeout=_WAIT_SECONDS)
     except BaseException:
-        run.finish(exit_code=1)
+        with contextlib.suppress(Exception):
+            run.finish(exit_code=1)
         raise
-    run.finish()
+    with _hold("upload the report's run"):
+        run.finish()
     missing = with_retries(f"read the report's run {logged.run_id}", lambda: _missing(wandb, entity, project, logged))
     if missing:
         raise WandbUnavailableError(
