@@ -15,7 +15,9 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -270,5 +272,15 @@ def main() -> int:
     return 1 if checks.n_failed else 0
 
 
+def end(status: int) -> None:
+    """End this process; the client's side process, which once in a while does not end, is waited for a minute only."""
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(SECONDS_TO_WAIT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

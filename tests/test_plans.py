@@ -51,7 +51,7 @@ def test_a_broken_procedure_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         run_plan(SWEEP, breaking, study_name="sweep", storage=storage)
-    trials = run_plan(SWEEP, breaking, study_name="sweep", storage=storage, n_jobs=2)
+    trials = run_plan(SWEEP, breaking, study_name="sweep", storage=storage)
     assert sorted(calls) == [0.001, 0.01, 0.01, 0.1, 1.0]
     assert trials.values["learning_rate"].tolist() == [0.001, 0.01, 0.1, 1.0]
     again = run_plan(SWEEP, breaking, study_name="sweep", storage=storage)

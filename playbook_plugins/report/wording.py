@@ -25,6 +25,7 @@ from playbook_plugins.report.phrases import (
     split_subject,
     where_asked,
 )
+from playbook_plugins.report.protocol_flags import PROTOCOL_FLAGS, PROTOCOL_QUESTIONS, PROTOCOL_UNANSWERED
 from playbook_plugins.report.run_flags import QUESTIONS as RUN_QUESTIONS
 from playbook_plugins.report.run_flags import RUN_FLAGS, too_little
 from playbook_plugins.report.unanswered import UNANSWERED
@@ -52,6 +53,7 @@ _QUESTIONS = {
     **RUN_QUESTIONS,
     **CHECKLIST_QUESTIONS,
     **NEXT_ROUND_QUESTIONS,
+    **PROTOCOL_QUESTIONS,
 }
 
 
@@ -99,7 +101,7 @@ def word(finding: Finding) -> Wording:
         headline, sentence, action = _no_evidence(finding)
     else:
         # A known check whose numbers are missing is worded like an unknown one.
-        words = FLAGS.get(finding.check)
+        words = FLAGS.get(finding.check) or PROTOCOL_FLAGS.get(finding.check)
         headline, sentence, action = (words(finding) if words else None) or _generic_flag(finding)
     if finding.verdict is Verdict.FLAG and finding.error_rate is not None:
         kind = "runs" if finding.check in RUN_FLAGS else "studies"
@@ -203,7 +205,7 @@ def _no_evidence(finding: Finding) -> Words:
 
 
 def _too_little(finding: Finding) -> Words:
-    words = UNANSWERED.get(finding.check)
+    words = UNANSWERED.get(finding.check) or PROTOCOL_UNANSWERED.get(finding.check)
     known = words(finding) if words else None
     if known is not None:
         return known
