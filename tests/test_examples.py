@@ -1,0 +1,209 @@
+"""The examples, run as a user runs them: as scripts, in an empty folder, in their short form."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from lightning_toys import QUIET
+
+from playbook_plugins.analysis import InfeasibleError, Status
+from playbook_plugins.optuna import trials_from_study
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# The trained networks are small: more threads than one only wait for each other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def run(folder: Path, script: str, *arguments: str, strict: bool = True, status: int = 0) -> str:
+    """Run an example and return what it printed; strictly, any warning ends it."""
+    finished = subprocess.run(
+        [sys.executable, *(["-W", "error"] if strict else []), str(EXAMPLES / script), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=280,
+    )
+    assert finished.returncode == status, finished.stdout
+    return finished.stdout
+
+
+def load(module: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module, EXAMPLES / f"{module}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules[module] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_a_study_made_without_the_package_gets_its_review_and_page(tmp_path: Path) -> None:
+    output = run(tmp_path, "existing_study.py", "--trials", "30")
+    assert "learning_rate: the best trials crowd" in output
+    folder = tmp_path / "runs/existing_study"
+    page = (folder / "report.html").read_text()
+    assert "the best trials crowd against the upper bound" in page
+    study = optuna.load_study(study_name="digits", storage=f"sqlite:///{folder}/study.db")
+    assert len(study.trials) == 30
+    # Nothing of this package stands in the study.
+    assert not study.user_attrs
+    assert not any(trial.user_attrs for trial in study.trials)
+    before = study.trials
+    assert "30 trials" in run(tmp_path, "existing_study.py", "--trials", "30")
+    assert study.trials == before
+
+
+def test_batch_sizes_are_compared_each_with_its_own_hyperparameters(tmp_path: Path) -> None:
+    output = run(tmp_path, "compare_batch_sizes.py", "--short")
+    rows = re.findall(r"│ +(\d+) │ +(\d+) │ +([\d,]+) │ +([\d.]+) │ +([\d.]+) │ +10 │", output)
+    assert [int(row[0]) for row in rows] == [4, 16, 64, 256]
+    steps = [int(row[1]) for row in rows]
+    assert steps == sorted(steps, reverse=True)
+    # Four times the batch never saves more than three quarters of the steps, and at the end it saves less.
+    assert steps[0] > 2 * steps[1]
+    assert steps[2] < 4 * steps[3]
+    assert len({row[3] for row in rows}) > 1
+    assert "ritical batch size" in output
+    folder = tmp_path / "runs/compare_batch_sizes"
+    assert (folder / "steps_to_target.svg").read_text().startswith("<svg")
+    study = optuna.load_study(study_name="digits-short/search", storage=f"sqlite:///{folder}/study.db")
+    trials = trials_from_study(study)
+    # Every size has faced the same learning rates.
+    rates = {
+        size: sorted(trials.values["learning_rate"][[one == size for one in trials.values["batch_size"]]])
+        for size in (4, 16, 64, 256)
+    }
+    assert rates[4] == rates[16] == rates[64] == rates[256]
+    again = run(tmp_path, "compare_batch_sizes.py", "--short")
+    assert again == output
+    assert len(study.get_trials(deepcopy=False)) == 40
+
+
+def test_ray_tune_draws_the_same_configurations_or_says_what_to_install(tmp_path: Path) -> None:
+    has_ray = importlib.util.find_spec("ray") is not None
+    output = run(tmp_path, "ray_tune.py", strict=False, status=0 if has_ray else 1)
+    if has_ray:
+        assert output.endswith("A plain study draws the same configurations.\n")
+    else:
+        assert output == "Ray Tune is not installed, and this example needs it. Run: pip install 'ray[tune]'\n"
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_the_callbacks_of_a_configuration_file_train_in_both_clis(package: str, tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    text = (EXAMPLES / "lightning_cli/main.py").read_text()
+    script.write_text(
+        text.replace("import lightning.pytorch as", f"import {package} as").replace(
+            "from lightning.pytorch.cli", f"from {package}.cli"
+        )
+    )
+    output = run(tmp_path, str(script), "fit", "--config", str(EXAMPLES / "lightning_cli/config.yaml"), strict=False)
+    found = re.search(r"Best val_error ([\d.]+)% at step (\d+) of 315; (\d+)% of the updates were clipped", output)
+    assert found is not None, output
+    # Guessing one of ten digits is wrong nine times in ten.
+    assert float(found[1]) < 10
+    assert len(list((tmp_path / "runs/lightning_cli").glob("step=*.ckpt"))) == 3
+
+
+@pytest.mark.slow
+def test_the_short_instability_run_does_all_that_the_full_one_does(tmp_path: Path) -> None:
+    output = run(tmp_path, "instability.py", "--short", strict=False)
+    assert "its ratios say nothing" in output
+    for remedy in ("warmup, 30 steps", "clipping, 90th pct", "clipping, 75th pct"):
+        assert re.search(rf"│ {remedy} +│ +0 │ +\S+ [ox]{{2}} │ +\S+ [ox]{{2}} │", output), output
+    assert output.count("median") == 3
+    folder = tmp_path / "runs/instability"
+    figures = ["4-sweep", "5-evaluations", "7a-axis", "7b-losses", "8-warmup", "9-clipping", "9-norms", "9-histogram"]
+    for figure in figures:
+        assert (folder / f"figure-{figure}.svg").read_text().startswith("<svg")
+        assert (folder / f"figure-{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert "Warmup, clipping and the learning rate" in (folder / "report.html").read_text()
+    storage = f"sqlite:///{folder}/instability.db"
+    records = finished_records(storage)
+    # Two rates, with and without warmup; four lengths of it at one or two rates; two rates without and two thresholds.
+    assert len(records) in (2 * 2 + 4 + 3 * 2, 2 * 2 + 2 * 4 + 3 * 2)
+
+    # Started again, it trains nothing and says the same.
+    again = run(tmp_path, "instability.py", "--short", strict=False)
+    assert finished_records(storage) == records
+    table = output[output.index("The largest stable") : output.index("At multiples")]
+    assert table in again
+
+
+def finished_records(storage: str) -> dict[tuple[str, int], str]:
+    """Return what is kept of each run, by its study and number."""
+    return {
+        (name, trial.number): json.dumps(trial.user_attrs, sort_keys=True)
+        for name in optuna.get_all_study_names(storage)
+        for trial in optuna.load_study(study_name=name, storage=storage).trials
+        if trial.state.is_finished()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LearningRateWarmup takes 50%")
+class TestInstability:
+    """The claims of the full run, at its limits and with one of its seeds: the whole of it takes too long."""
+
+    pytestmark = QUIET
+
+    @pytest.fixture(autouse=True)
+    def use_one_thread(self) -> Iterator[None]:
+        # As the example does: sums in another order are another run.
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(n_threads)
+
+    def attempt(self, example: ModuleType, workload: Any, rate: float, **remedy: Any) -> tuple[bool, Any]:
+        config = {
+            **workload.fixed,
+            "warmup_steps": 0,
+            "clip_threshold": None,
+            "seed": 0,
+            "learning_rate": rate,
+            **remedy,
+        }
+        try:
+            record = example.train(config, example.load_text())
+        except InfeasibleError as error:
+            return False, error.record
+        assert record.status is Status.COMPLETE
+        return True, record
+
+    def test_warmup_allows_a_rate_five_times_as_large(self) -> None:
+        example = load("instability")
+        warmup, _ = example.choose_workloads(False)
+        [remedy] = warmup.remedies.values()
+        assert not self.attempt(example, warmup, 0.000562)[0]
+        assert self.attempt(example, warmup, 0.00178, **remedy)[0]
+        assert 0.00178 / 0.000316 > 5
+
+    def test_clipping_allows_a_rate_three_times_as_large(self) -> None:
+        example = load("instability")
+        _, clipping = example.choose_workloads(False)
+        is_stable, best = self.attempt(example, clipping, 0.0562)
+        assert is_stable
+        assert not self.attempt(example, clipping, 0.1)[0]
+        for percentile, rate in ((90, 0.178), (75, 0.316)):
+            is_stable, record = self.attempt(example, clipping, rate, clip_threshold=best.clip_threshold(percentile))
+            assert is_stable
+            assert rate / 0.0562 > 3
+            # More than half would be extremely aggressive.
+            assert 0.05 < record.clipped_share < 0.5
