@@ -30,6 +30,7 @@ from wandb_http import Failure, HttpServer, Request
 from wandb_records import Chart, Run, Sweep, View, now
 
 DEFAULT_ENTITY = "playbook-team"
+_END_SECONDS = 60.0
 
 
 class LoopbackServer:
@@ -284,6 +285,21 @@ class LoopbackServer:
             return (404, b"") if file.content is None else (200, file.content)
 
 
+def end_client() -> None:
+    """End the client's side-car; once in a while it does not end by itself, and the client waits for it for ever."""
+    import psutil
+    import wandb
+
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(_END_SECONDS)
+    if ending.is_alive():
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        ending.join()
+
+
 def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackServer]:
     """Yield a server that this process's W&B client talks to; end the client's side-car afterwards."""
     with warnings.catch_warnings():
@@ -303,7 +319,7 @@ def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
         server.heal()
         # A run that a failed test left open would have its threads raise in the next test.
         wandb_setup.singleton().finish_all_active_runs()
-        wandb.teardown()
+        end_client()
     with warnings.catch_warnings():
         # The client's tables leave folders behind, of which any later test would be told.
         warnings.simplefilter("ignore", ResourceWarning)
