@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 if TYPE_CHECKING:
+    from command_line import Output
     from wandb_server import LoopbackServer
 
 
@@ -29,6 +30,15 @@ def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
     from wandb_server import start_server
 
     yield from start_server(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def playbook(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Output]:
+    from command_line import make_runner
+
+    return make_runner(capsys, monkeypatch, tmp_path / "working")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

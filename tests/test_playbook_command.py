@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import optuna
 import pytest
+from command_line import Output
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 
 from playbook_plugins.analysis import Curve, InfeasibleError, TrialRecord, Verdict
 from playbook_plugins.analysis import review as find
-from playbook_plugins.cli import main
 from playbook_plugins.cli.commands import app
 from playbook_plugins.cli.secrets import mask_secrets, mask_url, printable
 from playbook_plugins.optuna import (
@@ -48,34 +47,6 @@ pytestmark = [
 SECRET = "s3cr3t-word"
 _ABSENT = "there is no file {!r}. It is made by the study, not by looking at it."
 _EMPTY = "{} holds no Optuna study yet. Create one first, or give another storage."
-
-
-@dataclass(frozen=True)
-class Output:
-    status: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def playbook(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Output]:
-    """Return what runs the command in this process, in an empty folder, and its output."""
-    folder = tmp_path / "working"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*arguments: Any) -> Output:
-        monkeypatch.setattr(sys, "argv", ["playbook", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Output(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:

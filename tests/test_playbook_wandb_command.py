@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from command_line import Output
 
 from playbook_plugins.analysis import Curve, TrialRecord
-from playbook_plugins.cli import main
 from playbook_plugins.optuna import Round, trial_callback
 from playbook_plugins.wandb import log_trial
 
@@ -22,33 +20,6 @@ if TYPE_CHECKING:
 ENTITY = "playbook-team"
 
 pytestmark = pytest.mark.filterwarnings("ignore:`n_trials` is:UserWarning")
-
-
-@dataclass(frozen=True)
-class Output:
-    status: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def playbook(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., Output]:
-    """Return what runs the command in this process, in an empty folder, and its output."""
-    folder = tmp_path / "working"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*arguments: Any) -> Output:
-        monkeypatch.setattr(sys, "argv", ["playbook", "wandb", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Output(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def train(config: dict[str, Any], trial: optuna.Trial) -> TrialRecord:
@@ -71,12 +42,12 @@ def add_study(storage: str, n_trials: int = 4, **arguments: Any) -> optuna.Study
 
 
 def test_the_presets_are_published(playbook: Callable[..., Output], wandb_server: LoopbackServer) -> None:
-    done = playbook("presets", ENTITY)
+    done = playbook("wandb", "presets", ENTITY)
     assert done.status == 0, done.stderr
     published = done.stdout.split()
     assert {f"{entity}/{name}" for entity, name in wandb_server.charts} == set(published)
     assert {chart.access for chart in wandb_server.charts.values()} == {"PRIVATE"}
-    assert playbook("presets", ENTITY).stdout.split() == published
+    assert playbook("wandb", "presets", ENTITY).stdout.split() == published
 
 
 def test_a_study_is_published_with_its_runs_once(
@@ -84,7 +55,7 @@ def test_a_study_is_published_with_its_runs_once(
 ) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     add_study(url)
-    done = playbook("publish", f"{ENTITY}/vision", "--from", url, "--runs", "--title", "Digits")
+    done = playbook("wandb", "publish", f"{ENTITY}/vision", "--from", url, "--runs", "--title", "Digits")
     assert done.status == 0, done.stderr
     first, link = done.stdout.splitlines()
     assert first == "4 trials logged as runs"
@@ -93,7 +64,7 @@ def test_a_study_is_published_with_its_runs_once(
     assert (report.display_name, report.type) == ("Digits", "runs/draft")
     numbers = [run.config["playbook_number"]["value"] for run in wandb_server.runs if run.job_type == "trial"]
     assert sorted(numbers) == [0, 1, 2, 3]
-    again = playbook("publish", f"{ENTITY}/vision", "--from", url, "--runs", "--title", "Digits, again")
+    again = playbook("wandb", "publish", f"{ENTITY}/vision", "--from", url, "--runs", "--title", "Digits, again")
     assert again.stdout.splitlines()[0] == "0 trials logged as runs"
     [report] = wandb_server.reports
     assert report.display_name == "Digits, again"
@@ -103,12 +74,12 @@ def test_the_runs_of_a_project_become_a_page_and_a_report(
     playbook: Callable[..., Output], wandb_server: LoopbackServer, tmp_path: Path
 ) -> None:
     add_study(f"sqlite:///{tmp_path}/study.db", callbacks=[trial_callback(log_trial, project="vision", entity=ENTITY)])
-    done = playbook("report", f"{ENTITY}/vision", "-o", "page.html")
+    done = playbook("wandb", "report", f"{ENTITY}/vision", "-o", "page.html")
     assert done.status == 0, done.stderr
     page = Path(done.stdout.strip())
     assert page == tmp_path / "working" / "page.html"
     assert "How low?" in page.read_text()
-    published = playbook("publish", f"{ENTITY}/vision", "--live", "--final")
+    published = playbook("wandb", "publish", f"{ENTITY}/vision", "--live", "--final")
     assert published.status == 0, published.stderr
     [report] = wandb_server.reports
     assert report.type == "runs"
@@ -123,7 +94,7 @@ def test_offline_runs_become_a_page_without_a_server(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     add_study(f"sqlite:///{tmp_path}/study.db", callbacks=[trial_callback(log_trial, project="vision")])
-    done = playbook("report", tmp_path / "wandb")
+    done = playbook("wandb", "report", tmp_path / "wandb")
     assert done.status == 0, done.stderr
     assert "How low?" in Path(done.stdout.strip()).read_text()
 
@@ -135,10 +106,10 @@ def test_another_tool_s_runs_need_an_objective_and_its_direction(
         wandb_server.plant_run(
             ENTITY, "old", name=f"r{place}", config={"lr": 0.1 * 2**place}, summary={"val/loss": 1.0 + place}
         )
-    done = playbook("report", f"{ENTITY}/old", "--objective", "val/loss", "--direction", "minimize")
+    done = playbook("wandb", "report", f"{ENTITY}/old", "--objective", "val/loss", "--direction", "minimize")
     assert done.status == 0, done.stderr
     assert "val/loss" in Path(done.stdout.strip()).read_text()
-    unknown = playbook("report", f"{ENTITY}/old", "--objective", "val/loss")
+    unknown = playbook("wandb", "report", f"{ENTITY}/old", "--objective", "val/loss")
     assert unknown.status == 2
     assert "direction" in unknown.stderr
 
@@ -164,5 +135,5 @@ def test_another_tool_s_runs_need_an_objective_and_its_direction(
 def test_wrong_arguments_are_one_line(
     playbook: Callable[..., Output], arguments: tuple[str, ...], message: str
 ) -> None:
-    done = playbook(*arguments)
+    done = playbook("wandb", *arguments)
     assert (done.status, done.stdout, done.stderr) == (2, "", f"playbook: {message}\n")
