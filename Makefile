@@ -43,7 +43,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/python examples/quickstart.py
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt Makefile
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
@@ -52,10 +52,10 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt Makefile
 	touch $@
 
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST)/bin/python -m pytest -n auto -m "not slow" $(OLDEST_TESTS) $(PYTEST_ARGS)
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(OLDEST_TESTS) $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n auto -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
