@@ -84,6 +84,11 @@ class Parameter:
         """Whether the values are ordered numbers."""
         return self.kind != "categorical"
 
+    @property
+    def given_name(self) -> str:
+        """The name under which training gets it: ``learning_rate`` of ``adam.learning_rate``, which is of a branch."""
+        return self.name if self.condition is None else self.name.removeprefix(f"{self.condition[1]}.")
+
     def to_unit(self, values: ArrayLike) -> NDArray[np.float64]:
         """Map values onto [0, 1] in the search scale: 0 is the lower bound, 1 the upper.
 

@@ -17,7 +17,7 @@ import optuna
 
 from playbook_plugins.analysis.curves import diagnose_curve
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
-from playbook_plugins.analysis.parameters import Parameter, Role
+from playbook_plugins.analysis.parameters import Role
 from playbook_plugins.analysis.records import Curve
 from playbook_plugins.analysis.regularizers import is_regularizer
 from playbook_plugins.analysis.trials import Trials
@@ -145,7 +145,7 @@ def second_round(
         for row in rows
     ]
     goal = f"Do the {len(rows)} best configurations of {trials.name} hold for {long_steps} steps?"
-    plan = _plan(configs, goal, [_given(parameter) for parameter in trials.parameters if parameter.log])
+    plan = _plan(configs, goal, [parameter.given_name for parameter in trials.parameters if parameter.log])
     long, _ = train_stage(
         plan,
         train,
@@ -245,14 +245,8 @@ def given_config(trials: Trials, row: int) -> dict[str, Any]:
     given = {}
     for parameter in trials.parameters:
         if parameter.name in config:
-            given[_given(parameter)] = config[parameter.name]
+            given[parameter.given_name] = config[parameter.name]
     return given
-
-
-def _given(parameter: Parameter) -> str:
-    # A round stores the hyperparameter of a branch as <the parent's value>.<name>.
-    prefix = "" if parameter.condition is None else f"{parameter.condition[1]}."
-    return parameter.name.removeprefix(prefix)
 
 
 def _best_rows(trials: Trials, n_best: int) -> list[int]:
@@ -294,7 +288,7 @@ def _transfer(trials: Trials, kinds: Mapping[str, Kind], row: int | None) -> lis
     for parameter in trials.parameters:
         if parameter.role is Role.FIXED:
             continue
-        kind = kinds.get(parameter.name, kinds.get(_given(parameter), transfer_kind(parameter.name)))
+        kind = kinds.get(parameter.name, kinds.get(parameter.given_name, transfer_kind(parameter.name)))
         likelihood = None if kind is None else TRANSFER[kind]
         value = best.get(parameter.name)
         verdict = Verdict.TOO_LITTLE_DATA if kind is None else Verdict.NO_EVIDENCE
@@ -385,7 +379,7 @@ def _check(
             f"`first` is the study {trials.name!r} with {len(trials)} trials, none of them feasible: there is no "
             "configuration to train for longer. Finish the first round, or change its search space."
         )
-    searched = {_given(parameter) for parameter in trials.parameters}
+    searched = {parameter.given_name for parameter in trials.parameters}
     if max_train_steps in searched:
         raise ValueError(
             f"`first` searched {max_train_steps!r}: the length of training is never tuned in a study. Fix it in the "

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from playbook_plugins import __version__
 from playbook_plugins.analysis import Finding, Trials
-from playbook_plugins.analysis.review import review
 from playbook_plugins.charts.chart import import_vl_convert
 from playbook_plugins.charts.files import write_atomically
 from playbook_plugins.charts.theme import config
+from playbook_plugins.report.inputs import findings_of, proposals_of
 from playbook_plugins.report.markdown import render_markdown
 from playbook_plugins.report.proposal import ProposedRound
 from playbook_plugins.report.sheet import describe_sheet
@@ -90,9 +90,10 @@ def write_report(
     target = Path(path)
     tables = [trials] if isinstance(trials, Trials) else list(trials)
     _check(tables, target, format)
-    proposals = _proposals_of(tables, trials, next_round)
+    is_one = isinstance(trials, Trials)
+    proposals = proposals_of(tables, is_one, next_round)
     render = render_report if format == "html" else _render_markdown
-    return _write(target, render(tables, _findings_of(tables, trials, findings), title, proposals, sheet))
+    return _write(target, render(tables, findings_of(tables, is_one, findings), title, proposals, sheet))
 
 
 def render_report(
@@ -188,40 +189,6 @@ def _check(tables: Sequence[Trials], target: Path, format: Format) -> None:
         )
     if target.is_dir():
         raise IsADirectoryError(f"`path` is {str(target)!r}: that is a folder. Pass the path of a file inside it.")
-
-
-def _findings_of(
-    tables: Sequence[Trials],
-    trials: Trials | Sequence[Trials],
-    findings: Sequence[Finding] | Sequence[Sequence[Finding]] | None,
-) -> list[list[Finding]]:
-    if findings is None:
-        return [review(table) for table in tables]
-    lists: list[Any] = [findings] if isinstance(trials, Trials) else list(findings)
-    if len(lists) != len(tables) or not all(
-        isinstance(found, Sequence) and all(isinstance(finding, Finding) for finding in found) for found in lists
-    ):
-        raise ValueError(
-            f"`findings` does not fit the {len(tables)} tables of `trials`: it must be a list of findings for one "
-            "table, and a list of such lists, one a table, for several. Leave it out to review the trials here."
-        )
-    return [list(found) for found in lists]
-
-
-def _proposals_of(
-    tables: Sequence[Trials],
-    trials: Trials | Sequence[Trials],
-    next_round: ProposedRound | Sequence[ProposedRound | None] | None,
-) -> list[ProposedRound | None]:
-    if next_round is None:
-        return [None] * len(tables)
-    proposals: list[Any] = list(next_round) if isinstance(next_round, Sequence) else [next_round]
-    if isinstance(trials, Trials) == isinstance(next_round, Sequence) or len(proposals) != len(tables):
-        raise ValueError(
-            f"`next_round` does not fit the {len(tables)} tables of `trials`: it must be one proposal for one table, "
-            "and a list with one proposal or None a table for several. Leave it out to propose nothing."
-        )
-    return proposals
 
 
 def _write(target: Path, page: str) -> Path:

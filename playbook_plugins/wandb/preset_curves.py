@@ -14,6 +14,7 @@ from playbook_plugins.wandb.preset_parts import (
     log_label,
     only_labelled,
     read_numbers,
+    step_axis,
     title_room,
     view,
 )
@@ -29,12 +30,7 @@ def curves_spec() -> Spec:
     A star is the best validation objective of a trial. The axis shows what is reached after the first fifth of
     training; a line starts where it enters the frame.
     """
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "scale": {"zero": True, "nice": False, "padding": 6},
-        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
-    }
+    x = step_axis()
     y = {
         "field": "value",
         "type": "quantitative",

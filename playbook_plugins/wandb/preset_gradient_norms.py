@@ -14,6 +14,7 @@ from playbook_plugins.wandb.preset_parts import (
     log_label,
     only_labelled,
     read_numbers,
+    step_axis,
     title_room,
     view,
 )
@@ -33,12 +34,7 @@ def gradient_norms_spec() -> Spec:
 
     Of a table of several trials the first one's, which its label names.
     """
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "scale": {"zero": True, "nice": False, "padding": 6},
-        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
-    }
+    x = step_axis()
     y = {
         "field": "value",
         "type": "quantitative",

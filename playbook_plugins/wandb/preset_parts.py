@@ -145,6 +145,16 @@ def objective_y(field: str, room: int = _TITLE_ROOM) -> Spec:
     }
 
 
+def step_axis() -> Spec:
+    """Return the x axis of optimizer steps, from 0 on."""
+    return {
+        "field": "step",
+        "type": "quantitative",
+        "scale": {"zero": True, "nice": False, "padding": 6},
+        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
+    }
+
+
 def title_room(room: int = _TITLE_ROOM) -> Spec:
     """Return the properties of the y axis that cut a long title in a small panel, before it reaches the panel's own.
 

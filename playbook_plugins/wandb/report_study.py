@@ -86,16 +86,8 @@ def chart_study(trials: Trials, findings: Sequence[Finding], *, is_live: bool) -
 
 
 def given_names(parameters: Iterable[Parameter]) -> dict[str, str]:
-    """Return under which key of the config training got each hyperparameter.
-
-    A conditional one is stored as ``adam.learning_rate`` and handed over as ``learning_rate``.
-    """
-    return {
-        parameter.name: parameter.name
-        if parameter.condition is None
-        else parameter.name.removeprefix(f"{parameter.condition[1]}.")
-        for parameter in parameters
-    }
+    """Return under which key of the config training got each hyperparameter."""
+    return {parameter.name: parameter.given_name for parameter in parameters}
 
 
 def is_bucketed(parameter: Parameter) -> bool:

@@ -19,6 +19,7 @@ from playbook_plugins import __version__
 from playbook_plugins.analysis import Finding, Trials
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.charts.theme import label
+from playbook_plugins.report.inputs import findings_of, proposals_of
 from playbook_plugins.report.page import render_report
 from playbook_plugins.report.proposal import ProposedRound
 from playbook_plugins.report.sheet import describe_sheet
@@ -31,7 +32,7 @@ from playbook_plugins.wandb.report_blocks import (
     study_blocks,
     text_blocks,
 )
-from playbook_plugins.wandb.report_inputs import check_place, check_tables, findings_of, proposals_of
+from playbook_plugins.wandb.report_inputs import check_place, check_tables
 from playbook_plugins.wandb.report_parts import (
     MAX_NAME,
     describe_studies,

@@ -218,9 +218,8 @@ def values_of_config(config: Mapping[str, Any], parameters: Iterable[Parameter])
             values[parameter.name] = config[parameter.name]
         elif parameter.condition is not None:
             parent, value = parameter.condition
-            given = parameter.name.removeprefix(f"{value}.")
-            if given in config and is_same(config.get(parent), value):
-                values[parameter.name] = config[given]
+            if parameter.given_name in config and is_same(config.get(parent), value):
+                values[parameter.name] = config[parameter.given_name]
     return values
 
 
