@@ -254,16 +254,72 @@ def test_a_goal_that_needs_no_training_is_refused() -> None:
         compare(PlantedBatches(), goal=2.0)
 
 
-def test_the_findings_read_as_sentences() -> None:
-    by_steps_alone = word(found(compare(PlantedBatches(critical_size=60.0)), "batch size"))
-    assert re.fullmatch(r"Beyond batch_size = \d+ hardly any steps are saved", by_steps_alone.headline)
-    by_time = word(found(compare(PlantedBatches(peak_throughput=1e4)), "batch size"))
-    assert re.fullmatch(r"Training is fastest with batch_size = [\d,]+", by_time.headline)
+TUNED_AGAIN = (
+    "from now on. Another batch_size would mean tuning most other hyperparameters again, the learning rate first."
+)
+
+
+def test_the_fastest_size_reads_as_sentences() -> None:
+    result = compare(PlantedBatches(critical_size=200.0, peak_throughput=1e4, saturation=30.0))
+    finding = found(result, "batch size")
+    words = word(finding)
+    size = f"{result.recommendation['batch_size']:,}"
+    assert words.headline == f"Training is fastest with batch_size = {size}"
     assert re.fullmatch(
-        r"It takes [\d.,]+ steps to 0\.1 in [\d.,]+ seconds; the next best, [\d,]+, needs [\d.,]+, each size at its "
-        r"own best hyperparameters\.",
-        by_time.sentence,
+        rf"With batch_size = {size} training beats the goal of 0\.1 after [\d,]+ steps, in [\d.,]+ seconds; with "
+        r"[\d,]+, the next fastest, in [\d.,]+ seconds\. Each size is judged by the fastest of its 12 trials\.",
+        words.sentence,
     )
+    assert words.action == f"Keep batch_size = {size} {TUNED_AGAIN}"
+    # Never the words for steps where seconds were compared.
+    numbers = {name: value for name, value in finding.numbers.items() if "seconds" not in name}
+    less = word(replace(finding, numbers=numbers))
+    assert less.headline == words.headline
+    assert re.fullmatch(r"With batch_size = \S+ training beats the goal of 0\.1 after [\d,]+ steps\. .*", less.sentence)
+
+
+@pytest.mark.parametrize(
+    ("critical_size", "headline", "end"),
+    [
+        (60.0, "batch_size: batches larger than {} save hardly any training steps", "with 1,024, the largest"),
+        (
+            600.0,
+            "batch_size: up to {}, the largest that reached the goal, larger batches save steps",
+            "with 64, the smallest",
+        ),
+    ],
+)
+def test_a_size_chosen_by_steps_reads_as_sentences(critical_size: float, headline: str, end: str) -> None:
+    result = compare(PlantedBatches(critical_size=critical_size))
+    words = word(found(result, "batch size"))
+    size = f"{result.recommendation['batch_size']:,}"
+    assert words.headline == headline.format(size)
+    assert re.fullmatch(
+        rf"With batch_size = {size} training beats the goal of 0\.1 after [\d,]+ steps; {end} that reached it, after "
+        r"[\d,]+\. Each size is judged by the fastest of its 12 trials\.",
+        words.sentence,
+    )
+    assert words.action == (
+        "Measure the examples per second too: where a larger batch makes steps slower, a smaller one may need less "
+        f"time. Then keep one batch_size {TUNED_AGAIN}"
+    )
+
+
+def test_sizes_that_miss_the_goal_or_are_tuned_badly_read_as_sentences() -> None:
     missed = word(found(compare(PlantedBatches(), goal=-1e9), "batch size"))
-    assert missed.headline == "No batch size is recommended: too few of them reached the goal"
-    assert missed.sentence.startswith("0 of 5 sizes did.")
+    assert missed.headline == "No batch size is recommended: fewer than two reached the goal"
+    assert missed.sentence == (
+        "0 of 5 batch sizes reached the goal of -1e9, so that there is nothing to compare. Train for more steps, or "
+        "choose a goal that is easier to reach."
+    )
+
+    def worse(config: Mapping[str, Any]) -> TrialRecord:
+        return PlantedBatches(least_steps=2000 if config["batch_size"] == 1024 else 500)(config)
+
+    unequal = word(found(compare(worse), "batch size"))
+    assert unequal.headline == "No batch size is recommended: a larger one did worse than a smaller one"
+    assert unequal.sentence == (
+        "5 of 5 batch sizes reached the goal of 0.1, but a larger batch took clearly more steps to it than a smaller "
+        "one, or missed it. Tuned equally well, a larger batch never needs more steps. So the sizes cannot be compared "
+        "yet: give each more trials, or its other hyperparameters wider ranges."
+    )
