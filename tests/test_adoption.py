@@ -12,13 +12,9 @@ from scipy.special import ndtr, stdtrit
 from scipy.stats import ttest_ind
 
 from playbook_plugins.analysis import Parameter, Role, Status, Trials, Verdict
-from playbook_plugins.analysis.adoption import (
-    SECTION,
-    check_adoption,
-    collect_retrains,
-    compare_retrains,
-    estimate_trial_variance,
-)
+from playbook_plugins.analysis.adoption import SECTION, check_adoption, collect_retrains
+from playbook_plugins.analysis.retrains import compare_retrains
+from playbook_plugins.analysis.trial_variance import estimate_trial_variance
 
 METHOD = Parameter(name="method", kind="categorical", choices=("a", "b"), role=Role.SCIENTIFIC)
 RATE = Parameter(name="rate", kind="float", low=0.0, high=1.0)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from playbook_plugins.analysis.adoption import compare_retrains, estimate_trial_variance
+from playbook_plugins.analysis.retrains import compare_retrains
+from playbook_plugins.analysis.trial_variance import estimate_trial_variance
 
 DATA = Path(os.environ.get("PLAYBOOK_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RUNS = DATA / "nanogpt_seeds" / "runs.jsonl.gz"

@@ -4,12 +4,8 @@ Imports numpy and scipy only, and nothing else of this package: no framework, no
 for `describe_throughput`, which the probe prints where nothing else may be imported.
 """
 
-from playbook_plugins.analysis.adoption import RetrainComparison as RetrainComparison
-from playbook_plugins.analysis.adoption import TrialVariance as TrialVariance
 from playbook_plugins.analysis.adoption import check_adoption as check_adoption
 from playbook_plugins.analysis.adoption import collect_retrains as collect_retrains
-from playbook_plugins.analysis.adoption import compare_retrains as compare_retrains
-from playbook_plugins.analysis.adoption import estimate_trial_variance as estimate_trial_variance
 from playbook_plugins.analysis.batch_size import CriticalBatchSize as CriticalBatchSize
 from playbook_plugins.analysis.batch_size import Refusal as Refusal
 from playbook_plugins.analysis.batch_size import ScalingRegime as ScalingRegime
@@ -52,6 +48,8 @@ from playbook_plugins.analysis.records import Curve as Curve
 from playbook_plugins.analysis.records import Status as Status
 from playbook_plugins.analysis.records import TrialRecord as TrialRecord
 from playbook_plugins.analysis.records import summary_keys as summary_keys
+from playbook_plugins.analysis.retrains import RetrainComparison as RetrainComparison
+from playbook_plugins.analysis.retrains import compare_retrains as compare_retrains
 from playbook_plugins.analysis.review import review as review
 from playbook_plugins.analysis.selection_bias import SelectionBias as SelectionBias
 from playbook_plugins.analysis.selection_bias import StudyVariance as StudyVariance
@@ -75,6 +73,8 @@ from playbook_plugins.analysis.throughput import Throughput as Throughput
 from playbook_plugins.analysis.throughput import check_throughput as check_throughput
 from playbook_plugins.analysis.throughput_text import describe_throughput as describe_throughput
 from playbook_plugins.analysis.trial_stability import check_trial_stability as check_trial_stability
+from playbook_plugins.analysis.trial_variance import TrialVariance as TrialVariance
+from playbook_plugins.analysis.trial_variance import estimate_trial_variance as estimate_trial_variance
 from playbook_plugins.analysis.trials import Trials as Trials
 from playbook_plugins.analysis.tuning_curve import TuningBox as TuningBox
 from playbook_plugins.analysis.tuning_curve import TuningCurve as TuningCurve

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from playbook_plugins.analysis.adoption import check_adoption, collect_retrains, estimate_trial_variance
+from playbook_plugins.analysis.adoption import check_adoption, collect_retrains
 from playbook_plugins.analysis.batch_size import check_critical_batch_size, critical_batch_size
 from playbook_plugins.analysis.boundaries import check_boundaries
 from playbook_plugins.analysis.budget import check_budget
@@ -25,6 +25,7 @@ from playbook_plugins.analysis.sensitivity import check_sensitivity
 from playbook_plugins.analysis.steps import check_best_steps
 from playbook_plugins.analysis.steps_to_target import fewest_steps
 from playbook_plugins.analysis.trial_stability import check_trial_stability
+from playbook_plugins.analysis.trial_variance import estimate_trial_variance
 from playbook_plugins.analysis.trials import Trials
 
 # What makes later questions moot comes first.

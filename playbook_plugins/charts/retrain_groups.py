@@ -85,7 +85,7 @@ def mean_and_interval(group: RetrainGroup) -> tuple[float, float, float] | None:
     """Return the mean and its 90% interval, NaN where it has no spread, None where a retrain diverged."""
     if not len(group.values) or not np.isfinite(group.values).all():
         return None
-    # As in analysis/adoption.py: squares of larger ones leave the floating-point numbers.
+    # As in analysis/trial_variance.py: squares of larger ones leave the floating-point numbers.
     mean = float(np.mean(np.clip(group.values, -_HUGE, _HUGE)))
     variance = estimate_trial_variance([group.values])
     if not variance.freedom:

@@ -18,15 +18,12 @@ import optuna
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr
 
-from playbook_plugins.analysis.adoption import (
-    SECTION,
-    RetrainComparison,
-    compare_retrains,
-    estimate_trial_variance,
-)
+from playbook_plugins.analysis.adoption import SECTION
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.records import Direction
+from playbook_plugins.analysis.retrains import RetrainComparison, compare_retrains
 from playbook_plugins.analysis.selection_bias import estimate_selection_bias
+from playbook_plugins.analysis.trial_variance import estimate_trial_variance
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.baseline import Baseline
 from playbook_plugins.optuna.plans import Plan, TrainConfig
