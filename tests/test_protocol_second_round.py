@@ -18,14 +18,10 @@ from planted_training import PlantedLength, run_two_workers, survive_kills
 from playbook_plugins.analysis import Curve, Finding, InfeasibleError, Parameter, TrialRecord, Trials, Verdict
 from playbook_plugins.optuna import Round, trials_from_study
 from playbook_plugins.optuna.protocols import ProtocolResult
+from playbook_plugins.optuna.schedule_extension import extend_schedule
 from playbook_plugins.optuna.schedules import Schedule
-from playbook_plugins.optuna.second_round import (
-    TRANSFER,
-    extend_schedule,
-    given_config,
-    second_round,
-    transfer_kind,
-)
+from playbook_plugins.optuna.second_round import given_config, second_round
+from playbook_plugins.optuna.transfer import TRANSFER, transfer_kind
 from playbook_plugins.report import word
 
 FIXED = {"max_train_steps": 1000, "decay_steps": 500, "schedule": "linear"}

@@ -7,65 +7,21 @@ find good hyperparameters, then very few long ones, whose extra steps are spent 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import optuna
 
 from playbook_plugins.analysis.curves import diagnose_curve
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
-from playbook_plugins.analysis.parameters import Role
-from playbook_plugins.analysis.records import Curve
-from playbook_plugins.analysis.regularizers import is_regularizer
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.plans import Plan, TrainConfig
 from playbook_plugins.optuna.protocols import ProtocolResult
-from playbook_plugins.optuna.schedules import Family, Schedule
+from playbook_plugins.optuna.schedule_extension import Extend, check_extension, extend_schedule
 from playbook_plugins.optuna.stages import train_stage
+from playbook_plugins.optuna.transfer import SECTION, TRANSFER, Kind, check_transfer
 from playbook_plugins.optuna.trials import trials_from_study
-
-SECTION = "Deciding how long to train when training is compute-bound"
-
-Kind: TypeAlias = Literal[
-    "warmup",
-    "initialization",
-    "architecture",
-    "optimizer",
-    "data augmentation",
-    "regularization",
-    "learning rate schedule",
-]
-Extend: TypeAlias = Callable[[Mapping[str, Any], int, int], Mapping[str, Any]]
-
-# The playbook's order, from the surest on.
-TRANSFER: Mapping[Kind, str] = {
-    "warmup": "very likely",
-    "initialization": "very likely",
-    "architecture": "likely",
-    "optimizer": "might",
-    "data augmentation": "might",
-    "regularization": "might",
-    "learning rate schedule": "unlikely",
-}
-# What the parts of a name tell, the first that fits.
-_NAMES: tuple[tuple[Kind, str], ...] = (
-    ("warmup", "warmup"),
-    ("initialization", r"\binit|initiali[sz]"),
-    ("data augmentation", "augment|mixup|cutmix|cutout|crop|flip|jitter"),
-    ("learning rate schedule", r"schedule|cooldown|anneal|(?<!weight )(?<!ema )\bdecay|milestone"),
-    (
-        "architecture",
-        r"architecture|\b(width|depth|layers?|hidden|heads?|kernels?|activation|channels?|embed\w*|blocks?|filters|units"
-        r"|dim|model)\b",
-    ),
-    ("optimizer", r"optimi[sz]er|learning rate|momentum|nesterov|\b(lr|beta|betas|eps|epsilon|rho)\d*\b"),
-)
-# A schedule that spends less of its extra steps at half the peak or more has them at too small a learning rate. One
-# that is stretched has half of them there, if it is linear or a cosine.
-_LEAST_HIGH = 0.25
 
 
 def second_round(
@@ -156,10 +112,11 @@ def second_round(
     )
     ranking = long.ranking()
     best = int(ranking[0]) if len(ranking) else None
+    curves = (None, None) if best is None else (trials.curves[rows[best]], long.curves[best])
     findings = [
-        *_transfer(trials, kinds or {}, None if best is None else rows[best]),
+        *check_transfer(trials, kinds or {}, {} if best is None else trials.config(rows[best])),
         _longer_training(trials, rows, long),
-        _schedule(trials, rows, long, best),
+        check_extension(*curves),
     ]
     record = None if best is None else long.record(best)
     if record is not None:
@@ -168,75 +125,6 @@ def second_round(
     return ProtocolResult(
         findings=tuple(findings), recommendation={} if best is None else configs[best], trials={"long": long}
     )
-
-
-def transfer_kind(name: str) -> Kind | None:
-    """Return what a hyperparameter is, judged by its name; None where it tells nothing.
-
-    Parameters
-    ----------
-    name
-        As in ``"learning_rate"``; ``"adam.learning_rate"`` is one of a branch.
-    """
-    own = name.rpartition(".")[2]
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", own).lower()
-    early: tuple[Kind, ...] = ("warmup", "initialization", "data augmentation")
-    for kind, pattern in _NAMES:
-        if kind not in early and is_regularizer(own):
-            return "regularization"
-        if re.search(pattern, words):
-            return kind
-    return None
-
-
-def extend_schedule(
-    config: Mapping[str, Any], short_steps: int, long_steps: int, *, stretch_cosine: bool = False
-) -> dict[str, Any]:
-    """Return a configuration whose schedule spends the extra steps at its high learning rate.
-
-    It knows the entries of `Schedule`: its family as ``schedule`` or ``family``, ``warmup_steps`` and ``decay_steps``,
-    which is added where a decay took all of training after warmup, so that it does not stretch. A share of training
-    (``decay_share``, ``warmup_fraction``) becomes the share that takes as many steps as before.
-
-    Parameters
-    ----------
-    config
-        The configuration of a short run.
-    short_steps, long_steps
-        Lengths of training, in optimizer steps.
-    stretch_cosine
-        Let a cosine decay take the extra steps, as `Schedule.extended` does with ``stretch``.
-
-    Returns
-    -------
-    dict
-        The configuration with its schedule changed.
-
-    Raises
-    ------
-    ValueError
-        When the configuration names a schedule of another family.
-    """
-    extended = dict(config)
-    for name in ("warmup_share", "warmup_fraction", "decay_share", "decay_fraction"):
-        if name in config:
-            extended[name] = config[name] * short_steps / long_steps
-    entry = next((name for name in ("schedule", "family") if isinstance(config.get(name), str)), None)
-    if entry is None or {"decay_share", "decay_fraction"} & set(config):
-        return extended
-    if config[entry] not in get_args(Family):
-        raise ValueError(
-            f"`config` has {entry!r} = {config[entry]!r}: only {list(get_args(Family))} are known, and how to make it "
-            "longer is not. Pass `extend`, a function that does."
-        )
-    schedule = Schedule(
-        base_learning_rate=1.0,
-        max_train_steps=short_steps,
-        family=config[entry],
-        warmup_steps=config.get("warmup_steps", 0),
-        decay_steps=config.get("decay_steps"),
-    ).extended(long_steps - short_steps, stretch=stretch_cosine and config[entry] == "cosine")
-    return extended if schedule.decay_steps is None else extended | {"decay_steps": schedule.decay_steps}
 
 
 def given_config(trials: Trials, row: int) -> dict[str, Any]:
@@ -282,33 +170,6 @@ def _plan(configs: list[dict[str, Any]], goal: str, log: list[str]) -> Plan:
     )
 
 
-def _transfer(trials: Trials, kinds: Mapping[str, Kind], row: int | None) -> list[Finding]:
-    best = {} if row is None else trials.config(row)
-    findings = []
-    for parameter in trials.parameters:
-        if parameter.role is Role.FIXED:
-            continue
-        kind = kinds.get(parameter.name, kinds.get(parameter.given_name, transfer_kind(parameter.name)))
-        likelihood = None if kind is None else TRANSFER[kind]
-        value = best.get(parameter.name)
-        verdict = Verdict.TOO_LITTLE_DATA if kind is None else Verdict.NO_EVIDENCE
-        findings.append(
-            Finding(
-                check="transfer",
-                subject=parameter.name,
-                verdict=Verdict.FLAG if likelihood == "unlikely" else verdict,
-                numbers={
-                    "kind": kind,
-                    "likelihood": likelihood,
-                    "best": value if value is None or isinstance(value, int | float) else str(value),
-                },
-                section=SECTION,
-            )
-        )
-    order = [*TRANSFER, None]
-    return sorted(findings, key=lambda finding: order.index(finding.numbers["kind"]))  # type: ignore[arg-type]
-
-
 def _longer_training(trials: Trials, rows: list[int], long: Trials) -> Finding:
     before = trials.cost[rows]
     feasible = long.is_feasible
@@ -327,33 +188,6 @@ def _longer_training(trials: Trials, rows: list[int], long: Trials) -> Finding:
     elif long.is_infeasible.any():
         verdict = Verdict.FLAG
     return Finding(check="longer training", subject="best", verdict=verdict, numbers=numbers, section=SECTION)
-
-
-def _schedule(trials: Trials, rows: list[int], long: Trials, best: int | None) -> Finding:
-    """Return how much of the extra training the best long run spends at a high learning rate."""
-    numbers: dict[str, Number] = {"allowed_share": _LEAST_HIGH}
-    verdict = Verdict.TOO_LITTLE_DATA
-    if best is not None:
-        short_high, short_end = _steps_at_high_rate(trials.curves[rows[best]])
-        long_high, long_end = _steps_at_high_rate(long.curves[best])
-        if math.isfinite(short_high) and math.isfinite(long_high) and long_end > short_end:
-            extra = long_end - short_end
-            share = (long_high - short_high) / extra
-            numbers |= {"extra_steps": extra, "share_high": share}
-            verdict = Verdict.FLAG if share < _LEAST_HIGH else Verdict.NO_EVIDENCE
-    return Finding(
-        check="schedule extension", subject="learning rate", verdict=verdict, numbers=numbers, section=SECTION
-    )
-
-
-def _steps_at_high_rate(curve: Curve | None) -> tuple[float, int]:
-    """Return the steps at half the peak learning rate or more, NaN where unknown, and the last step."""
-    if curve is None or np.isfinite(curve.learning_rate).sum() < 2:
-        return math.nan, 0
-    known = np.isfinite(curve.learning_rate)
-    step, rate = curve.step[known], curve.learning_rate[known]
-    is_high = (rate[1:] + rate[:-1]) / 2 >= rate.max() / 2
-    return float(np.diff(step)[is_high].sum()), int(step[-1])
 
 
 def _check(
