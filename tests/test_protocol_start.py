@@ -69,7 +69,9 @@ def test_a_noiseless_run_is_better_by_any_gain() -> None:
 def test_few_evaluations_tell_only_what_is_hopeless() -> None:
     finding = start(planted_start(0.5, n=4))["result"]
     assert finding.verdict is Verdict.TOO_LITTLE_DATA
-    assert word(finding).sentence == "There are 4 evaluations: too few to know their noise."
+    assert word(finding).sentence == (
+        "There are 4 evaluations: too few to know their noise. Evaluate at least 12 times during training."
+    )
     assert start(planted_start(0.0, noise=0.0, n=4))["result"].verdict is Verdict.FLAG
     assert start(planted_start(-0.5, n=4), chance_level=0.5)["result"].verdict is Verdict.FLAG
 

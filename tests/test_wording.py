@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from typing import Any
@@ -15,6 +16,8 @@ from playbook_plugins.analysis import Finding, Verdict
 from playbook_plugins.analysis.review import review
 from playbook_plugins.report import word
 from playbook_plugins.report.phrases import number_text, percent
+from playbook_plugins.report.protocol_flags import PROTOCOL_UNANSWERED
+from playbook_plugins.report.unanswered import UNANSWERED
 from playbook_plugins.report.wording import section_link
 
 SECTION = "Identifying bad search space boundaries"
@@ -212,6 +215,17 @@ def test_any_subset_of_numbers_makes_a_sentence(
     words = word(Finding(check=check, subject=subject, verdict=verdict, numbers=numbers))
     assert words.headline
     assert words.link.startswith("https://")
+
+
+@pytest.mark.parametrize("check", sorted({**UNANSWERED, **PROTOCOL_UNANSWERED}))
+@pytest.mark.parametrize("subject", ["learning_rate", "learning rate", "time", "study"])
+def test_a_question_without_an_answer_has_its_advice_in_the_sentence(check: str, subject: str) -> None:
+    # The reports show headline and sentence of such questions, and no action.
+    names = re.findall(r"[\"'](\w+)[\"']", inspect.getsource({**UNANSWERED, **PROTOCOL_UNANSWERED}[check]))
+    for numbers in ({}, dict.fromkeys(names, 2), dict.fromkeys(names, 0)):
+        words = word(Finding(check=check, subject=subject, verdict=Verdict.TOO_LITTLE_DATA, numbers=numbers))
+        assert words.headline
+        assert words.action == ""
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,9 @@ def _start_unknown(finding: Finding) -> Words | None:
         return "How long the first configuration takes is not known", "", ""
     return (
         "Whether the first configuration is better than guessing cannot be said",
-        f"There are {count_text(finding.numbers.get('n_evaluations', 0), 'evaluation')}: too few to know their noise.",
+        f"There are {count_text(finding.numbers.get('n_evaluations', 0), 'evaluation')}: too few to know their noise. "
         "Evaluate at least 12 times during training.",
+        "",
     )
 
 

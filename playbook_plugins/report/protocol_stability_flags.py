@@ -76,8 +76,9 @@ def _warmup_unknown(finding: Finding) -> Words | None:
     return (
         f"Whether warmup makes training stable cannot be said ({finding.subject})",
         f"{capital(count_text(numbers['n_unknown'], 'run'))} could not be judged, being too short or infeasible for "
-        f"another reason; {number_text(numbers['n_unstable'])} were unstable.",
-        "Record the training loss at every step, over 50 steps at least.",
+        f"another reason; {number_text(numbers['n_unstable'])} were unstable. Record the training loss at every step, "
+        "over 50 steps at least.",
+        "",
     )
 
 
@@ -134,8 +135,9 @@ def _clipping_unknown(finding: Finding) -> Words | None:
     what = "without clipping" if finding.numbers.get("n_runs") == 0 else "with clipping"
     return (
         f"{finding.subject}: whether training {what} is stable cannot be said",
-        "The run was too short, or infeasible for another reason.",
-        "Record the training loss at every step, over 50 steps at least.",
+        "The run was too short, or infeasible for another reason. Record the training loss at every step, over 50 "
+        "steps at least.",
+        "",
     )
 
 
@@ -188,8 +190,8 @@ def _remedy_unseen(finding: Finding) -> Words | None:
     if finding.subject == "learning rate":
         return (
             "Whether a lower learning rate is the last resort cannot be said",
-            "Some of the other remedies cannot be seen in what was passed.",
-            "Look for them in the training code first.",
+            "Some of the other remedies cannot be seen in what was passed. Look for them in the training code first.",
+            "",
         )
     return f"Whether the training uses this cannot be seen: {finding.subject}", "", ""
 
