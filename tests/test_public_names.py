@@ -95,6 +95,7 @@ PUBLIC = {
         "interaction_chart",
         "learning_rate_sweep_chart",
         "retrain_chart",
+        "run_comparison_chart",
         "steps_to_target_chart",
         "warmup_sweep_chart",
         "infeasible_share_chart",

@@ -15,6 +15,7 @@ from playbook_plugins.charts.interactions import interaction_chart as interactio
 from playbook_plugins.charts.isolation import isolation_plot as isolation_plot
 from playbook_plugins.charts.learning_rate_sweep import learning_rate_sweep_chart as learning_rate_sweep_chart
 from playbook_plugins.charts.retrains import retrain_chart as retrain_chart
+from playbook_plugins.charts.run_comparison import run_comparison_chart as run_comparison_chart
 from playbook_plugins.charts.steps import best_step_chart as best_step_chart
 from playbook_plugins.charts.steps_to_target import steps_to_target_chart as steps_to_target_chart
 from playbook_plugins.charts.throughput import throughput_chart as throughput_chart

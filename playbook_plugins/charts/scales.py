@@ -23,7 +23,7 @@ from playbook_plugins.charts.theme import label
 
 STRIP_HEIGHT = 30
 # Beyond these, sums and ratios of objectives leave the floating-point numbers.
-TINY, _HUGE = 1e-300, 1e300
+TINY, HUGE = 1e-300, 1e300
 _LOG_RATIO = 10.0
 _REACH = 2.0
 # Room between the outermost marks and the frame, as a share of what is shown.
@@ -137,7 +137,7 @@ def objective_scale(trials: Trials, also: Iterable[float] = ()) -> ObjectiveScal
         times the reach.
     """
     sign = 1.0 if trials.direction == "minimize" else -1.0
-    cost = np.clip(np.sort(trials.cost[trials.is_feasible]), -_HUGE, _HUGE)
+    cost = np.clip(np.sort(trials.cost[trials.is_feasible]), -HUGE, HUGE)
     if not len(cost):
         return ObjectiveScale(low=0.0, high=1.0, limit=1.0, log=False, direction=trials.direction, is_empty=True)
     is_log = trials.direction == "minimize" and cost[0] > TINY and np.quantile(cost, 0.75) > _LOG_RATIO * cost[0]
