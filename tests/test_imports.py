@@ -24,7 +24,7 @@ FRAMEWORKS = {
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    return {name.partition(".")[0] for name in json.loads(output)}
+    return set(json.loads(output))
 
 
 def test_the_package_loads_no_framework() -> None:
@@ -40,6 +40,14 @@ def test_analysis_loads_no_framework_and_charts_none_either() -> None:
 
 def test_the_search_loads_no_training_framework() -> None:
     assert not loaded_by("import playbook_plugins.optuna") & (FRAMEWORKS - {"optuna"})
+
+
+def test_statistics_load_when_something_is_judged() -> None:
+    slow = {"scipy.stats", "scipy.special", "scipy.optimize"}
+    assert not loaded_by("from playbook_plugins.optuna import HaltonSampler") & slow
+    assert not loaded_by("import playbook_plugins.charts") & slow
+    judged = "from playbook_plugins.analysis import expected_selection_bias as bias; bias(10, 1.0, 1.0)"
+    assert "scipy.special" in loaded_by(judged)
 
 
 def test_the_check_can_fail() -> None:

@@ -1,7 +1,8 @@
 """What the results say: the playbook's checklist as numbers and verdicts.
 
 Imports numpy and scipy only, and nothing else of this package: no framework, no charts; and no text for display, but
-for `describe_throughput`, which the probe prints where nothing else may be imported.
+for `describe_throughput`, which the probe prints where nothing else may be imported. Parts of scipy are written whole
+(``scipy.stats.binom``), so that they load when a check first needs them.
 """
 
 from playbook_plugins.analysis.adoption import check_adoption as check_adoption

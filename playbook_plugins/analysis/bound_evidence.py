@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import stdtr
-from scipy.stats import hypergeom, rankdata
 
 _BEST_SHARE = 0.2
 _MIN_BEST = 4
@@ -68,9 +67,9 @@ def count_crowding(cost: NDArray[np.float64], is_inside: NDArray[np.bool_], k: i
     has_best = is_inside[cost == cost.min()].mean(axis=0) > 0.5
     # The chances of what was counted, and of the most that could have been.
     counts = np.stack([k_inside, np.minimum(k, n_inside)])
-    p, least_p = hypergeom.sf(counts - 1, n_points, n_inside, k)
+    p, least_p = scipy.stats.hypergeom.sf(counts - 1, n_points, n_inside, k)
     # The best point is inside, and so many of the other k - 1 that there are k_inside.
-    others = hypergeom.sf(counts - 2, n_points - 1, np.maximum(n_inside - 1, 0), k - 1)
+    others = scipy.stats.hypergeom.sf(counts - 2, n_points - 1, np.maximum(n_inside - 1, 0), k - 1)
     p_with_best, least_p_with_best = n_inside / n_points * others
     return Crowding(
         k=k,
@@ -106,7 +105,7 @@ def compute_slope_p(
         In [0, 1], shape (2 n_asked,): of each column the lower bound, then the upper.
     """
     centred = unit - 0.5
-    ranks = rankdata(cost)
+    ranks = scipy.stats.rankdata(cost)
     if len(cost) > 2 * unit.shape[1] + 8:
         return _fit_slope_p(centred, asked, ranks)
     first = np.zeros(1, dtype=np.intp)
@@ -138,6 +137,6 @@ def _fit_slope_p(
     slope = (seen / sizes) @ fitted
     spread = float(residual @ residual) / freedom * ((seen / sizes) ** 2).sum(axis=1)
     is_exact = spread <= 1e-12 * n_points**2
-    p = stdtr(freedom, slope / np.sqrt(np.where(is_exact, 1.0, spread)))
+    p = scipy.special.stdtr(freedom, slope / np.sqrt(np.where(is_exact, 1.0, spread)))
     p = np.where(is_exact, np.where(slope < -1e-6 * n_points, 0.0, 1.0), p)
     return np.asarray(np.where(can_tell, p, 1.0), dtype=np.float64)

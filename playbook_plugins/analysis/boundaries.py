@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 from playbook_plugins.analysis.bound_evidence import compute_slope_p, count_crowding
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
@@ -276,7 +276,7 @@ def _find_stability_edge(
         return None
     last = int(candidates[-1])
     threshold = float(place[outside_in[last]])
-    chance = float(hypergeom.sf(broken_beyond[last] - 1, len(rows), n_broken, n_beyond[last]))
+    chance = float(scipy.stats.hypergeom.sf(broken_beyond[last] - 1, len(rows), n_broken, n_beyond[last]))
     if threshold - place[best] > _OUTER or chance > _EDGE_LEVEL / (2 * n_questions.total()):
         return None
     # One best trial lies there by chance in many a study whose optimum is elsewhere. The very best few are asked: a

@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import chi2, norm, rankdata
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.groups import groups_by_value, scientific_categories
@@ -87,14 +87,14 @@ def _trend(trials: Trials, rows: NDArray[np.intp]) -> float:
     covariance = variance = 0.0
     cost = _cost(trials)[rows]
     for place in range(int(group.max(initial=-1)) + 1):
-        ranks = rankdata(cost[group == place])
+        ranks = scipy.stats.rankdata(cost[group == place])
         if len(ranks) < 2:
             continue
         order = np.arange(len(ranks)) - (len(ranks) - 1) / 2
         ranks -= ranks.mean()
         covariance += float(order @ ranks)
         variance += float(order @ order) * float(ranks @ ranks) / (len(ranks) - 1)
-    return float(norm.cdf(covariance / math.sqrt(variance))) if variance > 0 else 1.0
+    return float(scipy.stats.norm.cdf(covariance / math.sqrt(variance))) if variance > 0 else 1.0
 
 
 def check_budget(trials: Trials, retrain_sd: float | None = None) -> list[Finding]:
@@ -187,7 +187,7 @@ def _insensitivity(cost: NDArray[np.float64], retrain_sd: float | None) -> float
     freedom = len(cost) - 1
     with np.errstate(over="ignore"):
         lead = np.minimum((cost - cost.min()) / retrain_sd, _HUGE)
-    return float(chi2.cdf(freedom * float(np.var(lead, ddof=1)) / 2.0, freedom))
+    return float(scipy.stats.chi2.cdf(freedom * float(np.var(lead, ddof=1)) / 2.0, freedom))
 
 
 def _judge(

@@ -6,8 +6,8 @@ Method: Hildreth (1954), "Point estimates of ordinates of concave functions".
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import lsq_linear
 
 
 def concave_fit(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
@@ -32,7 +32,7 @@ def concave_fit(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
     bends = -np.maximum(x[:, np.newaxis] - x[1:-1], 0)
     basis = np.column_stack([np.ones(len(x)), x, bends])
     lowest = np.concatenate([[-np.inf, -np.inf], np.zeros(len(x) - 2)])
-    solution = lsq_linear(basis, y, bounds=(lowest, np.inf), method="bvls", tol=1e-14)
+    solution = scipy.optimize.lsq_linear(basis, y, bounds=(lowest, np.inf), method="bvls", tol=1e-14)
     return np.asarray(basis @ solution.x, dtype=np.float64)
 
 

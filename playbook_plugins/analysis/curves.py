@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import binom
+import scipy
 
 from playbook_plugins.analysis.curve_noise import (
     MATERIAL,
@@ -372,7 +372,7 @@ def _any_overfitting(trials: Trials) -> Finding:
     )
     if not n_trials:
         return finding
-    chance = float(binom.sf(len(heights) - 1, n_trials, _ERROR_RATE))
+    chance = float(scipy.stats.binom.sf(len(heights) - 1, n_trials, _ERROR_RATE))
     highest = max(heights, key=lambda number: heights[number]) if heights else None
     is_certain = highest is not None and heights[highest] > _CERTAIN_ERRORS
     return _answer(

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, hypergeom, t
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 
@@ -152,7 +152,10 @@ def check_sample_classes(sample_classes: ArrayLike, full_classes: ArrayLike) -> 
     numbers |= {"n_missing": int(np.sum(sampled == 0))}
     verdict = Verdict.TOO_LITTLE_DATA
     if n >= _MIN_EXAMPLES:
-        chances = [_two_sided(hypergeom(n_full, count, n), hits) for count, hits in zip(counts, sampled, strict=True)]
+        chances = [
+            _two_sided(scipy.stats.hypergeom(n_full, count, n), hits)
+            for count, hits in zip(counts, sampled, strict=True)
+        ]
         worst = int(np.argmin(chances))
         numbers |= {"class": str(classes[worst]), "n_sampled": int(sampled[worst])}
         allowed = _LEVEL / len(classes)
@@ -189,9 +192,11 @@ def _mean(
         return _finding("mean", Verdict.TOO_LITTLE_DATA, numbers, error_rate)
     if binary:
         hits = round(float(values.sum()))
-        p = _two_sided(binom(n, middle) if size is None else hypergeom(size, round(middle * size), n), hits)
+        p = _two_sided(
+            scipy.stats.binom(n, middle) if size is None else scipy.stats.hypergeom(size, round(middle * size), n), hits
+        )
     elif mean_only:
-        p = float(2 * t.sf(_ratio(abs(difference), error), n - 1))
+        p = float(2 * scipy.stats.t.sf(_ratio(abs(difference), error), n - 1))
     else:
         p = _redrawn(full, n, difference, seed)
     numbers |= {"z": _ratio(difference, error), "p": p, "allowed_p": _LEVEL}
@@ -205,7 +210,7 @@ def _same_examples(differences: NDArray[np.float64]) -> Finding:
         return _finding("same examples", Verdict.TOO_LITTLE_DATA, numbers, _LEVEL)
     error = _deviation(differences) / math.sqrt(n)
     ratio = _ratio(middle, error)
-    p = float(2 * t.sf(abs(ratio), n - 1))
+    p = float(2 * scipy.stats.t.sf(abs(ratio), n - 1))
     numbers |= {"standard_error": error, "t": ratio, "p": p, "allowed_p": _LEVEL}
     return _finding("same examples", Verdict.FLAG if p <= _LEVEL else Verdict.NO_EVIDENCE, numbers, _LEVEL)
 

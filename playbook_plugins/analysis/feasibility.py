@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import hypergeom, mannwhitneyu
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.parameters import Parameter, Role
@@ -126,7 +126,7 @@ def _contrast(
 ) -> tuple[float, str, NDArray[np.bool_]]:
     """Return the p-value, the bad side and the trials there, shape (n,)."""
     if parameter.is_numeric:
-        chance = float(mannwhitneyu(unit[broken], unit[~broken]).pvalue)
+        chance = float(scipy.stats.mannwhitneyu(unit[broken], unit[~broken]).pvalue)
         if np.mean(unit[broken]) >= np.mean(unit[~broken]):
             return chance, "upper", np.asarray(unit >= 0.8)
         return chance, "lower", np.asarray(unit <= 0.2)
@@ -134,7 +134,7 @@ def _contrast(
     for place, choice in enumerate(parameter.choices):
         there = np.floor(unit * len(parameter.choices)) == place
         hits = int(broken[there].sum())
-        chance = float(hypergeom.sf(hits - 1, len(unit), int(broken.sum()), int(there.sum())))
+        chance = float(scipy.stats.hypergeom.sf(hits - 1, len(unit), int(broken.sum()), int(there.sum())))
         chance = min(1.0, chance * len(parameter.choices))
         if there.any() and chance < best[0]:
             best = (chance, str(choice), there)

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.parameters import Parameter, Role
@@ -70,11 +70,11 @@ def _judge(trials: Trials, parameter: Parameter, allowed: float) -> Iterator[Fin
         if len(points) >= _MIN_POINTS and len(top) >= _MIN_FEASIBLE:
             n_outer, k = int(outer.sum()), len(top)
             k_outer = int(_is_outer(trials, parameter, side, top, _LOOKED_AT).sum())
-            chance = float(hypergeom.cdf(k_outer, len(points), n_outer, k))
+            chance = float(scipy.stats.hypergeom.cdf(k_outer, len(points), n_outer, k))
             numbers |= {"k": k, "n_outer": n_outer, "k_outer": k_outer, "p": chance, "allowed_p": allowed}
             if chance <= allowed and not _is_outer(trials, parameter, side, good, CUT).any():
                 verdict = Verdict.FLAG
-            elif hypergeom.pmf(0, len(points), n_outer, k) <= allowed:
+            elif scipy.stats.hypergeom.pmf(0, len(points), n_outer, k) <= allowed:
                 verdict = Verdict.NO_EVIDENCE
         yield Finding(
             check="good region",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def gradient_noise_scale(
         if squared_gradient > 0:
             slope = np.array([1.0, -trace / squared_gradient]) / squared_gradient
             standard_error = math.sqrt(max(float(slope @ covariance @ slope), 0.0))
-        low, high = _fieller(trace, squared_gradient, covariance, float(t.ppf(0.975, n - 1)))
+        low, high = _fieller(trace, squared_gradient, covariance, float(scipy.stats.t.ppf(0.975, n - 1)))
     return GradientNoiseScale(
         value=value,
         standard_error=standard_error,

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtri
-from scipy.stats import f, rankdata, t
 
 from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.points import point_codes
@@ -130,7 +129,7 @@ def _cost(trials: Trials) -> Floats:
 
 def normal_scores(trials: Trials, rows: NDArray[np.intp]) -> Floats:
     """Return normal scores of the ranks (Blom), centred at 0, the best highest; infeasible trials all worst."""
-    scores = ndtri((rankdata(-_cost(trials)[rows]) - 0.375) / (len(rows) + 0.25))
+    scores = scipy.special.ndtri((scipy.stats.rankdata(-_cost(trials)[rows]) - 0.375) / (len(rows) + 0.25))
     return np.asarray(scores - scores.mean(), dtype=np.float64)
 
 
@@ -255,7 +254,7 @@ def _judge_products(sample: Sample, pairs: list[tuple[str, str]]) -> dict[tuple[
     is_exact = explained <= _ALIKE * sample.total
     statistic = np.where(is_exact, 0.0, weight / np.maximum(error, 1e-12 * np.abs(weight) + 1e-300))
     strength = np.where(is_exact, 0.0, np.clip(weight * np.sqrt(size) / max(math.sqrt(total_left), 1e-300), -1, 1))
-    chance = 2.0 * t.sf(np.abs(statistic), freedom)
+    chance = 2.0 * scipy.stats.t.sf(np.abs(statistic), freedom)
     told = [pair for pair, known in zip(pairs, is_new, strict=True) if known]
     table = zip(strength, statistic, chance, explained / sample.total, strict=True)
     return {pair: (float(a), float(b), float(c), float(d)) for pair, (a, b, c, d) in zip(told, table, strict=True)}
@@ -282,5 +281,5 @@ def _judge_category(sample: Sample, one: str, other: str) -> Statistics | None:
     total_left = float(sample.left @ sample.left)
     noise = max(total_left - explained, 1e-12 * total_left) / freedom
     statistic = explained / n_terms / noise
-    chance = float(f.sf(statistic, n_terms, freedom))
+    chance = float(scipy.stats.f.sf(statistic, n_terms, freedom))
     return math.sqrt(min(1.0, explained / total_left)), statistic, chance, explained / sample.total

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from playbook_plugins.analysis.records import Curve, Direction
 
@@ -139,5 +139,5 @@ def is_training_minimized(curve: Curve, direction: Direction) -> bool:
         return True
     if curve.train[known][-1] <= curve.train[known][0]:
         return True
-    train, validation = rankdata(curve.train[known]), rankdata(curve.validation[known])
+    train, validation = scipy.stats.rankdata(curve.train[known]), scipy.stats.rankdata(curve.validation[known])
     return float((train - train.mean()) @ (validation - validation.mean())) <= 0

@@ -13,9 +13,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 # The first quarter falls from the untrained model and says nothing about a period.
 _SKIPPED = 0.25
@@ -69,7 +68,7 @@ def find_period(values: NDArray[np.float64]) -> Period | None:
     residual = tail - trend(place)
     if np.ptp(residual) <= 1e-9 * (np.abs(tail).max() + np.ptp(tail)):
         return None
-    scores = ndtri((rankdata(residual) - 0.5) / len(residual))
+    scores = scipy.special.ndtri((scipy.stats.rankdata(residual) - 0.5) / len(residual))
     correlation = float(np.clip(scores[1:] @ scores[:-1] / (scores @ scores), -0.95, 0.95))
     white = scores[1:] - correlation * scores[:-1]
     line, p = _largest_line(white)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 # Of the points, so many are compared: where the trials are bad, being less bad says little about the best.
 _COMPARED_SHARE = 2
@@ -171,6 +171,7 @@ def _chance_within(lead: int, count: int, n_trials: int) -> float:
     if lead > count:
         return 0.0
     # C(n - lead, count - lead) / C(n, count), by logarithms.
+    gammaln = scipy.special.gammaln
     log_chance = gammaln(n_trials - lead + 1) - gammaln(count - lead + 1) + gammaln(count + 1) - gammaln(n_trials + 1)
     return min(1.0, math.exp(float(log_chance)))
 

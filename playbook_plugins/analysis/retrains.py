@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
-from scipy.stats import rankdata
 
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.analysis.selection_bias import check_direction
@@ -145,9 +144,9 @@ def compare_retrains(
     else:
         is_normal = math.isinf(freedom)
         z, tail = -improvement / error, (1.0 - confidence) / 2.0
-        p = float(ndtr(z) if is_normal else stdtr(freedom, z))
+        p = float(scipy.special.ndtr(z) if is_normal else scipy.special.stdtr(freedom, z))
         probability = 1.0 - p
-        margin = -error * float(ndtri(tail) if is_normal else stdtrit(freedom, tail))
+        margin = -error * float(scipy.special.ndtri(tail) if is_normal else scipy.special.stdtrit(freedom, tail))
         low, high = improvement - margin, improvement + margin
     return RetrainComparison(
         method=method,
@@ -197,14 +196,14 @@ def _standard_error(
 def _rank_sum(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float]:
     """Return P(rank sum >= the observed one) over all splits of the pooled retrains, and 1 - P with half of a tie."""
     # Doubled mid-ranks are whole numbers, so that the splits can be counted by their sum.
-    ranks = np.rint(2 * rankdata(np.concatenate([first, second]))).astype(np.intp)
+    ranks = np.rint(2 * scipy.stats.rankdata(np.concatenate([first, second]))).astype(np.intp)
     size, total = len(first), len(ranks)
     if total > _MAX_EXACT:
         excess = float(ranks[:size].sum() - size * ranks.mean())
         spread = math.sqrt(size * (total - size) / (total - 1) * float(ranks.var()))
         if spread == 0.0:
             return 1.0, 0.5
-        chance = float(ndtr(-excess / spread))
+        chance = float(scipy.special.ndtr(-excess / spread))
         return chance, 1.0 - chance
     shares = np.zeros((size + 1, int(ranks.sum()) + 1))
     shares[0, 0] = 1.0

@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_ndtr
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.records import Direction
@@ -105,7 +105,7 @@ def expected_maximum(n_trials: int) -> float:
         raise ValueError(f"`n_trials` is {n_trials}: a maximum needs at least one trial. Pass a positive number.")
     # E[X] = integral of 1 - F above 0, less that of F below, by the midpoint rule.
     x = np.arange(-12.0, 12.0, 0.001) + 0.0005
-    below = np.exp(n_trials * log_ndtr(x))
+    below = np.exp(n_trials * scipy.special.log_ndtr(x))
     return float(np.where(x > 0, 1.0 - below, -below).sum() * 0.001)
 
 

@@ -9,8 +9,8 @@ Noninferiority", 2010) asks whether an effect of noticeable size can be excluded
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import ncf, rankdata
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.groups import groups_by_value
@@ -127,7 +127,7 @@ def _effect(trials: Trials, parameter: Parameter, rows: NDArray[np.intp]) -> tup
             rest += [np.asarray(unit == place, dtype=np.float64) for place in np.unique(unit)[1:]]
     if len(rows) - len(rest) - len(block) < _MIN_FREEDOM:
         return None
-    ranks = rankdata(trials.cost[rows])
+    ranks = scipy.stats.rankdata(trials.cost[rows])
     total = float(np.sum((ranks - ranks.mean()) ** 2))
     if total == 0.0:
         return None
@@ -140,7 +140,7 @@ def _effect(trials: Trials, parameter: Parameter, rows: NDArray[np.intp]) -> tup
     noise = left / freedom
     if noise <= 1e-12 * total:
         return share, float(share >= _NOTICEABLE)
-    chance = float(ncf.cdf(explained / n_terms / noise, n_terms, freedom, _NOTICEABLE * total / noise))
+    chance = float(scipy.stats.ncf.cdf(explained / n_terms / noise, n_terms, freedom, _NOTICEABLE * total / noise))
     return share, chance
 
 

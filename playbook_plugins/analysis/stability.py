@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.objectives import is_training_minimized
@@ -208,7 +208,7 @@ def _largest(empty: Finding, check: str, judged: list[_Judgement]) -> Finding:
 
 def _span(values: NDArray[np.float64]) -> float:
     """Return the range of the loss, without its outlying points."""
-    smooth = median_filter(values, size=_SPIKE_POINTS, mode="nearest")
+    smooth = scipy.ndimage.median_filter(values, size=_SPIKE_POINTS, mode="nearest")
     return float(smooth.max() - smooth.min())
 
 
@@ -262,7 +262,7 @@ def _start_noise(part: NDArray[np.float64]) -> float:
     Residuals from a running median see correlated noise; second differences of the first points see that the noise is
     larger where the loss is, and no blow-up that lasts for some steps.
     """
-    residual = part - median_filter(part, size=11, mode="nearest")
+    residual = part - scipy.ndimage.median_filter(part, size=11, mode="nearest")
     second = np.diff(part[:_START], 2)
     return SIGMA * max(float(np.median(np.abs(residual))), float(np.median(np.abs(second)) / np.sqrt(6.0)))
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.groups import groups_by_value
@@ -140,4 +140,4 @@ def _judge(trials: Trials, rows: NDArray[np.intp], allowed_late_p: float | None)
 
 def _late_chance(n_late: int, n_better: int) -> float:
     """Return the chance that so many of the better half are best in the last quarter, by noise after the half."""
-    return float(binom.sf(n_late - 1, n_better, _LATE_BY_NOISE))
+    return float(scipy.stats.binom.sf(n_late - 1, n_better, _LATE_BY_NOISE))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import chi2
 
 # Larger objectives are cut to it: no verdict changes, and squares of differences stay within float64.
 _HUGE = 1e100
@@ -67,8 +67,8 @@ def estimate_trial_variance(groups: Sequence[ArrayLike]) -> TrialVariance:
     squares = float(sum(np.sum((array - array.mean()) ** 2) for array in kept))
     return TrialVariance(
         sd=math.sqrt(squares / freedom),
-        low=math.sqrt(squares / float(chi2.isf(0.025, freedom))),
-        high=math.sqrt(squares / float(chi2.ppf(0.025, freedom))),
+        low=math.sqrt(squares / float(scipy.stats.chi2.isf(0.025, freedom))),
+        high=math.sqrt(squares / float(scipy.stats.chi2.ppf(0.025, freedom))),
         freedom=freedom,
         n_groups=len(kept),
     )

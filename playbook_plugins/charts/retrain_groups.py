@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
 from playbook_plugins.analysis import (
     Role,
@@ -90,7 +90,7 @@ def mean_and_interval(group: RetrainGroup) -> tuple[float, float, float] | None:
     variance = estimate_trial_variance([group.values])
     if not variance.freedom:
         return mean, math.nan, math.nan
-    margin = float(stdtrit(variance.freedom, _TAIL)) * variance.sd / math.sqrt(len(group.values))
+    margin = float(scipy.special.stdtrit(variance.freedom, _TAIL)) * variance.sd / math.sqrt(len(group.values))
     return mean, mean - margin, mean + margin
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtr
 
 from playbook_plugins.analysis.adoption import SECTION
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
@@ -251,7 +251,7 @@ def _searched_value(
             bias = estimate_selection_bias(searched.objective[rows], sd, searched.direction)
             # One more run differs from the mean of the others by its own noise and theirs.
             height = optimism / (sd * math.sqrt(1.0 + 1.0 / len(finite)))
-            p = float(ndtr(-height) if math.isinf(freedom) else stdtr(freedom, -height))
+            p = float(scipy.special.ndtr(-height) if math.isinf(freedom) else scipy.special.stdtr(freedom, -height))
             numbers |= {"p": p, "expected_bias": bias.expected_bias, "shrunken": bias.shrunken, "sd": sd}
             verdict = Verdict.FLAG if p <= _ALPHA else Verdict.NO_EVIDENCE
     return Finding(
