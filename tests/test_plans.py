@@ -109,3 +109,28 @@ def test_an_enqueued_trial_has_no_place() -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         run_plan(SWEEP, train, study_name="sweep", storage=storage)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"points": ()}, "`points` is empty: a plan has at least one run. Pass the configurations to be trained."),
+        (
+            {"points": ({"rate": 1.0}, {"rate": 2.0}), "passed": ({"seed": 0},)},
+            "`passed` has 1 entries for 2 points: it must have one a point, or none at all. Pass as many.",
+        ),
+        (
+            {"points": ({"rate": 1.0},), "fixed": {"rate": 2.0}},
+            "`points` varies 'rate', which `fixed` holds at 2.0: a run can have one value only. Leave it out of one of "
+            "them.",
+        ),
+        (
+            {"points": ({"sizes": (1, 2)},)},
+            "`points` has (1, 2) for 'sizes': a study can hold Python's numbers, text, booleans and None. Name the "
+            "value by one of these, and let `train` look it up.",
+        ),
+    ],
+)
+def test_what_makes_no_plan_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Plan(goal="Which?", **arguments)

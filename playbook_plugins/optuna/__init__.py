@@ -17,6 +17,8 @@ from playbook_plugins.optuna.max_train_steps import pick_max_train_steps as pick
 from playbook_plugins.optuna.next_round import NextRound as NextRound
 from playbook_plugins.optuna.next_round import next_round as next_round
 from playbook_plugins.optuna.optimizers import optimizer_space as optimizer_space
+from playbook_plugins.optuna.plans import Plan as Plan
+from playbook_plugins.optuna.plans import run_plan as run_plan
 from playbook_plugins.optuna.protocols import ProtocolResult as ProtocolResult
 from playbook_plugins.optuna.rate_sweep import learning_rate_sweep as learning_rate_sweep
 from playbook_plugins.optuna.recovery import redo_lost as redo_lost
@@ -30,6 +32,7 @@ from playbook_plugins.optuna.second_round import second_round as second_round
 from playbook_plugins.optuna.starting_point import check_start as check_start
 from playbook_plugins.optuna.tracking import study_sheet as study_sheet
 from playbook_plugins.optuna.tracking import track as track
+from playbook_plugins.optuna.trials import kept_record as kept_record
 from playbook_plugins.optuna.trials import record_trial as record_trial
 from playbook_plugins.optuna.trials import trials_from_study as trials_from_study
 from playbook_plugins.optuna.warmup_tuning import tune_warmup as tune_warmup

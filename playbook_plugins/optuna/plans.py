@@ -31,7 +31,7 @@ TrainConfig: TypeAlias = Callable[[dict[str, Any]], TrialRecord]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The runs of a procedure, in order.
+    """The runs of a procedure, in order, for `run_plan`.
 
     Attributes
     ----------
@@ -46,6 +46,12 @@ class Plan:
         retrains of one configuration. Empty, or one a point.
     log
         The numbers of the points whose scale is logarithmic.
+
+    Raises
+    ------
+    ValueError
+        When there is no point, when a point has a value of another kind or a name that is fixed too, or when ``passed``
+        has another length than ``points``.
     """
 
     goal: str
@@ -53,6 +59,28 @@ class Plan:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     passed: tuple[Mapping[str, Any], ...] = ()
     log: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that each point is a configuration of its own."""
+        if not self.points:
+            raise ValueError("`points` is empty: a plan has at least one run. Pass the configurations to be trained.")
+        if len(self.passed) not in (0, len(self.points)):
+            raise ValueError(
+                f"`passed` has {len(self.passed)} entries for {len(self.points)} points: it must have one a point, or "
+                "none at all. Pass as many."
+            )
+        for point in self.points:
+            for name, value in point.items():
+                if name in self.fixed:
+                    raise ValueError(
+                        f"`points` varies {name!r}, which `fixed` holds at {self.fixed[name]!r}: a run can have one "
+                        "value only. Leave it out of one of them."
+                    )
+                if not isinstance(value, int | float | str | None):
+                    raise ValueError(
+                        f"`points` has {value!r} for {name!r}: a study can hold Python's numbers, text, booleans and "
+                        "None. Name the value by one of these, and let `train` look it up."
+                    )
 
     def config(self, place: int) -> dict[str, Any]:
         """Return the whole configuration of one run."""
@@ -113,6 +141,17 @@ def run_plan(
     ------
     ValueError
         When the study holds another plan or trials of none.
+
+    Examples
+    --------
+    >>> from playbook_plugins.analysis import Curve, TrialRecord
+    >>> def train(config):
+    ...     curve = Curve.from_columns([10], [abs(config["width"] - 50) / config["depth"]])
+    ...     return TrialRecord(direction="minimize", curve=curve, max_steps=10)
+    >>> points = ({"width": 32}, {"width": 64})
+    >>> trials = run_plan(Plan(goal="Which width?", points=points, fixed={"depth": 2}), train, study_name="widths")
+    >>> trials.objective.tolist()
+    [9.0, 7.0]
     """
     study = optuna.create_study(
         study_name=study_name,

@@ -134,7 +134,20 @@ def tabulate(study: optuna.Study, frozen: Sequence[FrozenTrial]) -> Trials:
 
 
 def kept_record(trial: FrozenTrial) -> TrialRecord | None:
-    """Return the record that `record_trial` kept with a trial, None where there is none."""
+    """Return what `record_trial` kept with a trial: its curves, its gradient norms, its checkpoints.
+
+    `trials_from_study` gives the curves of all trials at once; this is all that is known of one.
+
+    Parameters
+    ----------
+    trial
+        One of ``study.trials``.
+
+    Returns
+    -------
+    TrialRecord or None
+        None where the trial has none: it was made without this package, or has not ended.
+    """
     text = trial.user_attrs.get(RECORD_KEY)
     return TrialRecord.from_json(text) if text is not None else None
 
