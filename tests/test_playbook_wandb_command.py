@@ -12,6 +12,7 @@ from command_line import Output
 
 from playbook_plugins.analysis import Curve, TrialRecord
 from playbook_plugins.optuna import Round, trial_callback
+from playbook_plugins.optuna.trials import NOT_NEEDED_KEY
 from playbook_plugins.wandb import log_trial
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def test_a_study_is_published_with_its_runs_once(
     playbook: Callable[..., Output], wandb_server: LoopbackServer, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    add_study(url)
+    study = add_study(url)
+    # One that another worker made superfluous tells nothing and becomes no run.
+    superfluous = study.ask()
+    superfluous.set_user_attr(NOT_NEEDED_KEY, "another attempt at this point is done or running")
+    study.tell(superfluous, state=optuna.trial.TrialState.FAIL)
     done = playbook("wandb", "publish", f"{ENTITY}/vision", "--from", url, "--runs", "--title", "Digits")
     assert done.status == 0, done.stderr
     first, link = done.stdout.splitlines()

@@ -219,6 +219,4 @@ def _log_missing(study: optuna.Study, entity: str, project: str) -> int:
     missing = [
         trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.number not in known
     ]
-    for trial in missing:
-        hand_over(study, trial, log_trial, entity=entity, project=project)
-    return len(missing)
+    return sum(hand_over(study, trial, log_trial, entity=entity, project=project) for trial in missing)

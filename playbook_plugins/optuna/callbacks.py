@@ -64,7 +64,7 @@ def trial_callback(log: Callable[..., Any], **arguments: Any) -> Callback:
     return callback
 
 
-def hand_over(study: optuna.Study, trial: FrozenTrial, log: Callable[..., Any], **arguments: Any) -> None:
+def hand_over(study: optuna.Study, trial: FrozenTrial, log: Callable[..., Any], **arguments: Any) -> bool:
     """Hand one finished trial to a tracker, as `trial_callback` does; whatever the tracker raises goes on.
 
     Parameters
@@ -73,11 +73,17 @@ def hand_over(study: optuna.Study, trial: FrozenTrial, log: Callable[..., Any], 
         A finished trial of a study. One that another worker made superfluous is left out: it tells nothing.
     log, **arguments
         As `trial_callback`.
+
+    Returns
+    -------
+    bool
+        Whether the trial was handed over.
     """
     if NOT_NEEDED_KEY in trial.user_attrs:
-        return
+        return False
     table = tabulate(study, [trial])
     log(_outcome(trial, table), read_config(study, trial), study=table, number=trial.number, **arguments)
+    return True
 
 
 def read_config(study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
