@@ -176,13 +176,17 @@ def finished_configs(url: str) -> list[str]:
     for name in optuna.get_all_study_names(url):
         study = optuna.load_study(study_name=name, storage=url)
         plan = json.loads(study.user_attrs.get("playbook:plan", "{}"))
+        design = json.loads(study.user_attrs.get("playbook:round", "{}"))
         trials = study.get_trials(deepcopy=False)
         indices = sequence_indices(trials)
         for trial in trials:
             place = indices[trial.number]
             if trial.state is optuna.trial.TrialState.COMPLETE and place is not None:
-                passed = plan["passed"][place] if plan["passed"] else {}
-                config = {**plan["fixed"], **plan["points"][place], **passed}
+                if design:
+                    config = {**design["fixed"], **trial.params}
+                else:
+                    passed = plan["passed"][place] if plan["passed"] else {}
+                    config = {**plan["fixed"], **plan["points"][place], **passed}
                 configs.append(json.dumps(config, sort_keys=True))
     return configs
 
