@@ -24,11 +24,14 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import os
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, TypeAlias
@@ -465,6 +468,15 @@ def prepare(log: str) -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "optuna", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [notes], False
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+
+
+def end_with(parent: BaseProcess) -> None:
+    """End this process when its parent is gone: a pool's processes would wait for a killed one for ever."""
+    parent.join()
+    os._exit(1)
 
 
 def work(jobs: list[Job], n_processes: int, log: str) -> Iterator[Any]:
@@ -487,7 +499,7 @@ def main() -> None:
     """Train what is missing, print the table, draw the figures and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/instability"), help="the folder to write to")
-    parser.add_argument("--processes", type=int, default=2, help="how many processes train (default: 2)")
+    parser.add_argument("--processes", type=int, help="how many processes train (default: 2, in a short run 1)")
     parser.add_argument("--short", action="store_true", help="smaller networks, fewer runs: only to see that it works")
     arguments = parser.parse_args()
 
@@ -509,7 +521,8 @@ def main() -> None:
     jobs += [(sweep_warmups, storage, warmup)]
     jobs += [(sweep_rates, storage, clipping, seed) for seed in clipping.seeds]
     results: list[Any] = []
-    for one in work(jobs, 1 if arguments.short else arguments.processes, log):
+    n_processes = arguments.processes if arguments.processes is not None else 1 if arguments.short else 2
+    for one in work(jobs, n_processes, log):
         results.append(one)
         console.print(f"{len(results)} of {len(jobs)} sweeps are done.")
     n_seeds = len(warmup.seeds)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import optuna
 import pytest
-import torch
-from lightning_toys import QUIET
 
-from playbook_plugins.analysis import InfeasibleError, Status
 from playbook_plugins.optuna import trials_from_study
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,17 +33,6 @@ def run(folder: Path, script: str, *arguments: str, strict: bool = True, status:
     )
     assert finished.returncode == status, finished.stdout
     return finished.stdout
-
-
-def load(module: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(module, EXAMPLES / f"{module}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules[module] = loaded
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def test_a_study_made_without_the_package_gets_its_review_and_page(tmp_path: Path) -> None:
@@ -119,91 +101,3 @@ def test_the_callbacks_of_a_configuration_file_train_in_both_clis(package: str, 
     # Guessing one of ten digits is wrong nine times in ten.
     assert float(found[1]) < 10
     assert len(list((tmp_path / "runs/lightning_cli").glob("step=*.ckpt"))) == 3
-
-
-@pytest.mark.slow
-def test_the_short_instability_run_does_all_that_the_full_one_does(tmp_path: Path) -> None:
-    output = run(tmp_path, "instability.py", "--short", strict=False)
-    assert "its ratios say nothing" in output
-    for remedy in ("warmup, 30 steps", "clipping, 90th pct", "clipping, 75th pct"):
-        assert re.search(rf"│ {remedy} +│ +0 │ +\S+ [ox]{{2}} │ +\S+ [ox]{{2}} │", output), output
-    assert output.count("median") == 3
-    folder = tmp_path / "runs/instability"
-    figures = ["4-sweep", "5-evaluations", "7a-axis", "7b-losses", "8-warmup", "9-clipping", "9-norms", "9-histogram"]
-    for figure in figures:
-        assert (folder / f"figure-{figure}.svg").read_text().startswith("<svg")
-        assert (folder / f"figure-{figure}.png").read_bytes().startswith(b"\x89PNG")
-    assert "Warmup, clipping and the learning rate" in (folder / "report.html").read_text()
-    storage = f"sqlite:///{folder}/instability.db"
-    records = finished_records(storage)
-    # Two rates, with and without warmup; four lengths of it at one or two rates; two rates without and two thresholds.
-    assert len(records) in (2 * 2 + 4 + 3 * 2, 2 * 2 + 2 * 4 + 3 * 2)
-
-    # Started again, it trains nothing and says the same.
-    again = run(tmp_path, "instability.py", "--short", strict=False)
-    assert finished_records(storage) == records
-    table = output[output.index("The largest stable") : output.index("At multiples")]
-    assert table in again
-
-
-def finished_records(storage: str) -> dict[tuple[str, int], str]:
-    """Return what is kept of each run, by its study and number."""
-    return {
-        (name, trial.number): json.dumps(trial.user_attrs, sort_keys=True)
-        for name in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=name, storage=storage).trials
-        if trial.state.is_finished()
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:LearningRateWarmup takes 50%")
-class TestInstability:
-    """The claims of the full run, at its limits and with one of its seeds: the whole of it takes too long."""
-
-    pytestmark = QUIET
-
-    @pytest.fixture(autouse=True)
-    def use_one_thread(self) -> Iterator[None]:
-        # As the example does: sums in another order are another run.
-        n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(n_threads)
-
-    def attempt(self, example: ModuleType, workload: Any, rate: float, **remedy: Any) -> tuple[bool, Any]:
-        config = {
-            **workload.fixed,
-            "warmup_steps": 0,
-            "clip_threshold": None,
-            "seed": 0,
-            "learning_rate": rate,
-            **remedy,
-        }
-        try:
-            record = example.train(config, example.load_text())
-        except InfeasibleError as error:
-            return False, error.record
-        assert record.status is Status.COMPLETE
-        return True, record
-
-    def test_warmup_allows_a_rate_five_times_as_large(self) -> None:
-        example = load("instability")
-        warmup, _ = example.choose_workloads(False)
-        [remedy] = warmup.remedies.values()
-        assert not self.attempt(example, warmup, 0.000562)[0]
-        assert self.attempt(example, warmup, 0.00178, **remedy)[0]
-        assert 0.00178 / 0.000316 > 5
-
-    def test_clipping_allows_a_rate_three_times_as_large(self) -> None:
-        example = load("instability")
-        _, clipping = example.choose_workloads(False)
-        is_stable, best = self.attempt(example, clipping, 0.0562)
-        assert is_stable
-        assert not self.attempt(example, clipping, 0.1)[0]
-        for percentile, rate in ((90, 0.178), (75, 0.316)):
-            is_stable, record = self.attempt(example, clipping, rate, clip_threshold=best.clip_threshold(percentile))
-            assert is_stable
-            assert rate / 0.0562 > 3
-            # More than half would be extremely aggressive.
-            assert 0.05 < record.clipped_share < 0.5
