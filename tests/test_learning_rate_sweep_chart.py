@@ -204,3 +204,19 @@ def test_a_category_is_no_learning_rate() -> None:
     category = Parameter(name="x", kind="categorical", choices=("a", "b"), role=Role.SCIENTIFIC)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         learning_rate_sweep_chart(Trials.from_columns("s", [category], {"x": ["a"]}, [1.0]), learning_rate="x")
+
+
+def legend_symbols(svg: str) -> list[str]:
+    """Return the outlines of the legend's symbols, in its order."""
+    return re.findall(r'role-legend-symbol.*?<path[^>]*\bd="([^"]+)"', svg, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("n_feasible", [1, 2])
+def test_the_legend_shows_each_mark_by_its_own_shape(n_feasible: int, capfd: pytest.CaptureFixture[str]) -> None:
+    # Also where each sweep has nothing but its best trial and what diverged.
+    objective = [*[2.0, 2.5][:n_feasible], np.nan]
+    svg = draw(learning_rate_sweep_chart({"no warmup": table(objective), "warmup": table(objective)}), capfd)
+    first, second, best, infeasible = legend_symbols(svg)
+    assert len({first, second, best, infeasible}) == 4
+    alone = draw(learning_rate_sweep_chart(table(objective)), capfd)
+    assert len(set(legend_symbols(alone))) == len(legend_symbols(alone)) == n_feasible + 1

@@ -137,7 +137,8 @@ class SweepPicture:
             )
         up = "triangle-up" if self.scale.direction == "minimize" else "triangle-down"
         for kind, shape in ((TRIAL, None), (OFF_SCALE, up), (BEST, STAR)):
-            if kind in self.kinds:
+            # That of plain trials tells the legend all shapes, whether there are such trials or not.
+            if kind in self.kinds or kind == TRIAL:
                 mark = {"type": "point", "size": _AREAS[kind], "opacity": 1 if kind == BEST else 0.8}
                 layers.append(
                     {
