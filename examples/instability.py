@@ -56,15 +56,13 @@ from playbook_plugins.analysis import (
     check_stability,
 )
 from playbook_plugins.charts import (
-    Chart,
     axis_plot,
     gradient_norm_chart,
     gradient_norm_histogram,
     learning_rate_sweep_chart,
+    run_comparison_chart,
     warmup_sweep_chart,
 )
-from playbook_plugins.charts.palette import TRIAL_COLOURS
-from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config
 from playbook_plugins.lightning import (
     InstabilityProbe,
     LearningRateWarmup,
@@ -74,8 +72,7 @@ from playbook_plugins.lightning import (
     build_optimizer,
     probe_instability,
 )
-from playbook_plugins.optuna.plans import Plan, run_plan
-from playbook_plugins.optuna.trials import kept_record
+from playbook_plugins.optuna import Plan, kept_record, run_plan
 from playbook_plugins.report import word, write_report
 
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz0123456789.,;:'\"()[]{}<>_-+*/="
@@ -362,67 +359,23 @@ def tabulate(workloads: dict[str, tuple[Workload, list[Sweeps]]]) -> Table:
     return table
 
 
-def draw_curves(title: str, curves: dict[str, tuple[Any, Any]], *, help: str) -> Chart:
-    """Draw the loss of named runs against the step, stable or not, each given by its steps and its losses."""
-    rows = [
-        {"step": int(step), "loss": float(f"{loss:.5g}"), "run": name}
-        for name, (steps, losses) in curves.items()
-        for step, loss in zip(steps, losses, strict=True)
-        if np.isfinite(loss)
-    ]
-    looks = {"domain": list(curves), "range": list(TRIAL_COLOURS[: len(curves)])}
-    spec = {
-        "$schema": SCHEMA,
-        "title": {"text": title},
-        "width": WIDTH,
-        "height": HEIGHT,
-        "config": config(),
-        "data": {"values": rows},
-        "mark": {"type": "line", "strokeWidth": 1.8, "opacity": 0.9},
-        "encoding": {
-            "x": {"field": "step", "type": "quantitative", "axis": {"title": "step", "tickCount": 6}},
-            "y": {
-                "field": "loss",
-                "type": "quantitative",
-                "scale": {"zero": False},
-                "axis": {"title": "loss, in nats per character", "tickCount": 6},
-            },
-            "color": {
-                "field": "run",
-                "type": "nominal",
-                "scale": looks,
-                "legend": {"title": None, "symbolType": "stroke", "columns": 2},
-            },
-            "tooltip": [{"field": name, "type": kind} for name, kind in (("run", "nominal"), ("loss", "quantitative"))],
-        },
-    }
-    ends = "; ".join(
-        f"{name} ends at {next((row['loss'] for row in rows[::-1] if row['run'] == name), 'no number')}"
-        for name in curves
-    )
-    return Chart(spec=spec, title=title, help=help, alt=f"{title}: {ends}.")
-
-
 def draw_figures(
     storage: str, warmup: Sweeps, clipping: Sweeps, lengths: Trials, probe: InstabilityProbe, folder: Path
 ) -> list[Path]:
     """Draw what the playbook's figures show, by the runs of the first seed, as SVG and as PNG."""
     charts = {"figure-4-sweep": learning_rate_sweep_chart({"no warmup": warmup.bare, **warmup.treated})}
-    twice = probe.records[2.0].curve
-    seldom = np.arange(0, len(twice), len(twice) // 4)
-    charts["figure-5-evaluations"] = draw_curves(
-        "Validation loss at twice the best learning rate",
-        {
-            "evaluated at every step": (twice.step, twice.validation),
-            f"every {seldom[1]} steps": (twice.step[seldom], twice.validation[seldom]),
-        },
-        help="Early trouble passes between two evaluations unless they are frequent.",
+    twice = probe.records[2.0]
+    every = max(1, len(twice.curve) // 4)
+    charts["figure-5-evaluations"] = run_comparison_chart(
+        {"evaluated at every step": twice, f"every {every} steps": seldom(twice, every)},
+        split="validation",
+        title="Validation loss at twice the best learning rate",
     )
     charts["figure-7a-axis"] = axis_plot(warmup.bare, "learning_rate")
-    charts["figure-7b-losses"] = draw_curves(
-        "Training loss at multiples of the best learning rate",
-        {f"x {factor:g}": smooth(record.curve, 5) for factor, record in probe.records.items()},
-        help="A loss that rises after a decline is instability. Each point is the mean of five steps.",
+    charts["figure-7b-losses"] = run_comparison_chart(
+        {f"x {factor:g}": record for factor, record in probe.records.items()},
+        average=5,
+        title="Training loss at multiples of the best learning rate",
     )
     charts["figure-8-warmup"] = warmup_sweep_chart(lengths)
     # The smallest rate that only clipping makes stable; where there is none, as in a short run, the largest.
@@ -431,21 +384,20 @@ def draw_figures(
     row = int(cured[0]) if len(cured) else len(clipped) - 1
     records = {"no clipping": clipping.bare, name: clipped}
     records = {one: load_record(storage, trials, row) for one, trials in records.items()}
-    charts["figure-9-clipping"] = draw_curves(
-        f"Training loss at a learning rate of {clipped.values['learning_rate'][row]:.3g}",
-        {one: smooth(record.curve, 2) for one, record in records.items()},
-        help="The same network, seed and batches with and without clipping.",
+    charts["figure-9-clipping"] = run_comparison_chart(
+        records,
+        average=2,
+        title=f"Training loss at a learning rate of {clipped.values['learning_rate'][row]:.3g}",
     )
     charts["figure-9-norms"] = gradient_norm_chart(records[name])
     charts["figure-9-histogram"] = gradient_norm_histogram(records[name])
     return [chart.save(folder / f"{stem}.{kind}") for stem, chart in charts.items() for kind in ("svg", "png")]
 
 
-def smooth(curve: Curve, width: int) -> tuple[Any, Any]:
-    """Return the last step of each ``width`` rows of a curve, and their mean training loss."""
-    known = np.flatnonzero(np.isfinite(curve.train))
-    parts = [known[start : start + width] for start in range(0, len(known), width)]
-    return [curve.step[part[-1]] for part in parts], [curve.train[part].mean() for part in parts]
+def seldom(record: TrialRecord, every: int) -> TrialRecord:
+    """Return the record as it would be with fewer evaluations."""
+    curve = record.curve
+    return replace(record, curve=Curve.from_columns(curve.step[::every], curve.validation[::every]))
 
 
 def probe_best(workload: Workload, bare: Trials) -> InstabilityProbe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--wandb", action="store_true", help="log every trial to Weights & Biases too")
     arguments = parser.parse_args()
 
+    started = time.monotonic()
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     keep_notes_in(runs / "quickstart.log")
@@ -239,7 +241,7 @@ def main() -> None:
     page = write_report(trials, arguments.output, next_round=proposal, sheet=study_sheet(storage, [study.study_name]))
     if arguments.picture:
         axis_plot(trials, "nesterov.learning_rate").save(arguments.picture)
-    console.print(f"The page: {page.resolve()}", soft_wrap=True)
+    console.print(f"The page, after {time.monotonic() - started:.0f} seconds: {page.resolve()}", soft_wrap=True)
 
 
 if __name__ == "__main__":

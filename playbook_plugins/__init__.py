@@ -14,4 +14,4 @@ The playbook: Godbole, Dahl, Gilmer, Shallue, Nado, "Deep Learning Tuning Playbo
 Importing this package imports no framework; each station imports its own at first use.
 """
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
