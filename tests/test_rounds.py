@@ -7,7 +7,8 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FixedTrial, TrialState
+from optuna.storages import InMemoryStorage
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from playbook_plugins.analysis import Curve, InfeasibleError, Role, Status, TrialRecord, Trials
 from playbook_plugins.optuna import Baseline, Round, optimizer_space, trials_from_study
@@ -238,6 +239,34 @@ def test_threads_share_a_round() -> None:
     expected = sorted(map(str, (sorted(trial.params.items()) for trial in reference.trials)))
     assert sorted(map(str, (sorted(trial.params.items()) for trial in done))) == expected
     assert len(trials_from_study(study)) == 24
+
+
+class CountingStorage(InMemoryStorage):
+    """Counts how often all trials of a study are read, which over a network is paid for by each that now runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_reads = 0
+
+    def get_all_trials(self, *arguments: Any, **named: Any) -> list[FrozenTrial]:
+        self.n_reads += 1
+        return super().get_all_trials(*arguments, **named)
+
+
+def test_a_trial_of_a_round_reads_the_others_no_oftener_than_one_of_any_study() -> None:
+    def n_reads(n_trials: int, design: Round | None = None) -> int:
+        storage = CountingStorage()
+        if design is None:
+            study = optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler())
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=n_trials)
+        else:
+            study = design.create_study(storage=storage)
+            design.optimize(study, train)
+            assert len(study.trials) == n_trials
+        return storage.n_reads
+
+    plain = n_reads(48) - n_reads(24)
+    assert n_reads(48, make_round(n_trials=48)) - n_reads(24, make_round()) == plain == 24
 
 
 def test_roles_and_caveats_reach_the_table() -> None:

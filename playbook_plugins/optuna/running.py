@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 from playbook_plugins.optuna.indices import sequence_indices
-from playbook_plugins.optuna.recovery import is_overtaken, is_unsigned, redo_lost, sign
+from playbook_plugins.optuna.recovery import first_attempt, is_overtaken, is_unsigned, redo_lost, sign
 from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, record_trial
 
 Train: TypeAlias = Callable[[dict[str, Any], optuna.Trial], TrialRecord]
@@ -119,6 +119,11 @@ def run_round(
 
 def _is_work_left(study: optuna.Study, n_trials: int) -> bool:
     """Return whether a trial waits, or an index of the round has none yet."""
+    # Fewer trials than indices: asked for by one number, because reading trials costs as much as all that now run.
+    try:
+        study._storage.get_trial_id_from_study_id_trial_number(study._study_id, n_trials - 1)
+    except KeyError:
+        return True
     trials = study.get_trials(deepcopy=False)
     indices = sequence_indices(trials)
     started = {index for index in indices.values() if index is not None and index < n_trials}
@@ -144,13 +149,7 @@ def _only_if_needed(objective: Objective, n_trials: int, untold: set[int]) -> Ob
     """
 
     def guarded(trial: optuna.Trial) -> float:
-        trials = trial.study.get_trials(deepcopy=False)
-        index = sequence_indices(trials)[trial.number]
-        reason = ""
-        if index is not None and index >= n_trials:
-            reason = f"beyond the {n_trials} trials of the round"
-        elif is_overtaken(trials[trial.number], trials):
-            reason = "another attempt at this point is done or running"
+        reason = _why_not_needed(trial, n_trials)
         if reason:
             trial.set_user_attr(NOT_NEEDED_KEY, reason)
             raise _NotNeededError(reason)
@@ -165,6 +164,22 @@ def _only_if_needed(objective: Objective, n_trials: int, untold: set[int]) -> Ob
         return value
 
     return guarded
+
+
+def _why_not_needed(trial: optuna.Trial, n_trials: int) -> str:
+    """Return why the round does not need a trial that is about to train, "" where it does."""
+    frozen = trial.study._storage.get_trial(trial._trial_id)
+    # An index is never larger than its number, and only a repeated attempt can be overtaken: nearly always the trial
+    # itself tells enough, and the others, of which many may run, need not be read.
+    if frozen.number < n_trials and first_attempt(frozen) == frozen.number:
+        return ""
+    trials = trial.study.get_trials(deepcopy=False)
+    index = sequence_indices(trials)[trial.number]
+    if index is not None and index >= n_trials:
+        return f"beyond the {n_trials} trials of the round"
+    if is_overtaken(trials[trial.number], trials):
+        return "another attempt at this point is done or running"
+    return ""
 
 
 def _infeasible_record(trial: optuna.Trial, reason: str) -> TrialRecord:
