@@ -7,6 +7,7 @@ DEMO_STAMP := $(VENV)/.demo-installed
 DEV_STAMP := $(VENV)/.dev-installed
 DESCRIPTION := pyproject.toml constraints.txt Makefile
 PYTEST_ARGS ?=
+BENCH ?=
 
 # The lowest supported versions live in an environment of their own, of Python 3.11 or 3.12: numpy 1.26 knows no later.
 OLDEST := .venv-oldest
@@ -26,7 +27,7 @@ help:
 	@echo "make test-oldest           run the sampler and callback tests on the lowest supported versions"
 	@echo "make test-slow             run the long simulations and kill tests too"
 	@echo "make lint                  check style, types and import rules"
-	@echo "make bench                 print the benchmarks"
+	@echo "make bench                 run the benchmarks and print one table (BENCH=bench_sampler selects)"
 	@echo "make test-system-packages  install the Debian packages that some tests need"
 
 $(DEMO_STAMP): $(DESCRIPTION)
@@ -64,7 +65,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/lint-imports
 
 bench: $(DEV_STAMP)
-	set -e; for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench; done
+	$(BIN)/python tests/benchmarks $(BENCH)
 
 test-system-packages:
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from wandb_server import LoopbackServer
 
 ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "tests/benchmarks"
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 LINKS = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
 
@@ -84,12 +89,48 @@ def test_links_lead_somewhere() -> None:
     assert all((ROOT / link).exists() for link in LINKS)
 
 
-def test_the_table_names_what_exists() -> None:
-    import importlib
+def rows_under(heading: str) -> list[list[str]]:
+    """Return the cells of the README's table whose first column has this heading."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    [start] = [place for place, line in enumerate(lines) if line.startswith(f"| {heading} |")]
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
-    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| [")]
-    called = {name for line in table for name in re.findall(r"`([\w.]+)`", line.rpartition("|")[0].rpartition("|")[2])}
+
+def test_every_measured_row_is_one_that_the_benchmarks_print() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        claims = importlib.import_module("claims")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    printed = [(what, f"`{name}.py`") for name, rows in claims.CLAIMS.items() for what in rows.values()]
+    assert [(what, by) for what, _, _, by in rows_under("What")] == printed
+    for name, rows in claims.CLAIMS.items():
+        source = (BENCHMARKS / f"{name}.py").read_text()
+        assert all(re.search(rf'\bclaim\(\s*"{key}"', source) for key in rows), name
+
+
+def test_the_benchmarks_print_what_they_measured_as_one_table(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS), "bench_import"]
+    finished = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
+    [row] = [line for line in finished.stdout.splitlines() if line.endswith("| `bench_import.py` |")]
+    assert re.search(r"\| [\d.]+ s \| [\d.]+ s, `import optuna` itself \|", row)
+    assert "not measured" in finished.stdout
+    assert row in (tmp_path / "runs/benchmarks.md").read_text()
+    refused = subprocess.run([*command, "bench_nothing"], cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("There is no benchmark bench_nothing. Choose among bench_sampler, ")
+
+
+def test_the_table_names_what_exists() -> None:
+    table = rows_under("Playbook")
+    called = {name for _, calls, _ in table for name in re.findall(r"`([\w.]+)`", calls)}
     assert len(called) > 15
+    # And each row names the tests that hold it.
+    for _, _, checked in table:
+        tests = re.findall(r"`(test_\w+)`", checked)
+        assert tests, checked
+        assert all((ROOT / f"tests/{test}.py").exists() for test in tests), checked
     for name in called:
         package, _, attribute = name.partition(".")
         if package in ("Round", "TrialRecord"):

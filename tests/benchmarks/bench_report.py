@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 from bench_review import study
+from claims import claim
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
@@ -50,6 +51,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     from optuna import visualization
 
+    pages, plots = [], []
     with tempfile.TemporaryDirectory() as folder:
         for n_trials, has_curves in ((1_000, True), (10_000, True), (100_000, False)):
             trials = study(n_trials, has_curves=has_curves)
@@ -57,14 +59,20 @@ def main() -> None:
             seconds = timed(lambda trials=trials, path=path: write_report(trials, path))
             print(f"{n_trials:>7,} trials{' with curves' if has_curves else '':<12}", end="")
             print(f" page {seconds:6.1f} s {path.stat().st_size / 1e6:5.1f} MB", end="")
+            pages.append(f"{seconds:.1f} s, {path.stat().st_size / 1e6:.1f} MB")
             if n_trials <= 10_000:
                 peer = as_study(trials)
+                total_seconds, total_size = 0.0, 0
                 for name in ("slice", "optimization_history", "param_importances"):
                     plot = getattr(visualization, f"plot_{name}")
                     target = Path(folder) / f"{name}.html"
                     seconds = timed(lambda plot=plot, target=target, peer=peer: plot(peer).write_html(target))
                     print(f"   plot_{name} {seconds:6.1f} s {target.stat().st_size / 1e6:5.1f} MB", end="", flush=True)
+                    total_seconds += seconds
+                    total_size += target.stat().st_size
+                plots.append(f"{total_seconds:.1f} s, {total_size / 1e6:.0f} MB")
             print()
+    claim("page", "; ".join(pages), f"{'; '.join(plots)}, Optuna's slice, history and importance plots")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What does a search ask of its PostgreSQL server? Trials a second by 16 workers, and what one trial costs the server.
 
-Run it with ``python tests/benchmarks/bench_scale.py``; it takes about ten minutes on two cores (``--short``: two). It
+Run it with ``python tests/benchmarks/bench_scale.py``; it takes about five minutes on two cores (``--short``: one). It
 needs Debian's package ``postgresql``. The bytes are those that pass between one worker and the server, counted by a
 relay between the two; what N workers ask for follows from the length of their trials.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from claims import claim
 from optuna.trial import TrialState
 from sqlalchemy import event
 
@@ -74,13 +75,18 @@ def main() -> None:
 
 def print_speed(server: PostgresServer, n_trials: int) -> None:
     print(f"\n{n_trials} instant trials of 4 hyperparameters by {N_WORKERS} worker processes, PostgreSQL")
+    rates, points = {}, {}
     for name in SAMPLERS:
         url = server.create_database()
         with open_storage(url) as storage:
             study = optuna.create_study(study_name="scale", storage=storage)
             seconds = draw_together(url, "scale", name, n_workers=N_WORKERS, n_trials=n_trials)
-            points = {tuple(trial.params.values()) for trial in study.get_trials(deepcopy=False)}
-        print(f"  {name:<16} {n_trials / seconds:7.1f} trials a second, {len(points)} different points")
+            points[name] = len({tuple(trial.params.values()) for trial in study.get_trials(deepcopy=False)})
+        rates[name] = n_trials / seconds
+        print(f"  {name:<16} {rates[name]:7.1f} trials a second, {points[name]} different points")
+    claim("speed", *beside({name: f"{rate:.0f}" for name, rate in rates.items()}))
+    if n_trials == 2000:
+        claim("duplicates", *beside({name: f"{n_points:,}" for name, n_points in points.items()}))
 
 
 def print_costs(server: PostgresServer, n_running: tuple[int, ...]) -> None:
@@ -92,16 +98,36 @@ def print_costs(server: PostgresServer, n_running: tuple[int, ...]) -> None:
         for n_others in n_running:
             costs[name, n_others] = queries, n_bytes = cost(server, name, n_others)
             print(f"  {name:<16} {n_others:>5} others: {queries:5.0f} queries, {n_bytes / 1000:9.1f} kB")
+    words = {
+        name: f"{costs[name, 0][0]:.0f} queries, " + ", ".join(kilobytes(costs[name, n][1]) for n in n_running)
+        for name in (*SAMPLERS, "Round")
+    }
+    claim("trial", *beside(words))
     print("\nWhat 10,000 workers ask of the server in a second, by the length of a trial (queries alone)")
     for minutes in (1, 10, 60):
         rates = [f"{name} {1e4 / (60 * minutes) * costs[name, 0][0]:,.0f}" for name in (*SAMPLERS, "Round")]
         print(f"  {minutes:>3} min: " + ", ".join(rates))
     if len(n_running) > 1:
         few, many = n_running[-2:]
+        words = {}
         print("\nA worker's share for each other running trial, and so what it reads in one trial among 10,000 (MB)")
         for name in (*SAMPLERS, "Round"):
             slope = (costs[name, many][1] - costs[name, few][1]) / (many - few)
             print(f"  {name:<16} {slope:8.0f} bytes, {slope * 1e4 / 1e6:8.1f} MB")
+            words[name] = f"{1e4 / 600 * costs[name, 0][0]:,.0f} queries a second, {slope * 1e4 / 1e6:.0f} MB a trial"
+        claim("cluster", *beside(words))
+
+
+def beside(words: dict[str, str]) -> tuple[str, str]:
+    """Return what stands in the two columns of a row: ours, and the other samplers' with their names."""
+    ours = [words.pop("HaltonSampler")]
+    if "Round" in words:
+        ours.append(f"in a Round {words.pop('Round')}")
+    return "; ".join(ours), "; ".join(f"{text}, {name}" for name, text in words.items())
+
+
+def kilobytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1000:.0f} kB"
 
 
 def cost(server: PostgresServer, name: str, n_others: int) -> tuple[float, float]:

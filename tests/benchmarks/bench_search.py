@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from claims import claim, span
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from scipy.spatial import KDTree
@@ -35,6 +36,9 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "QMC": lambda seed: QMCSampler(qmc_type="sobol", scramble=True, seed=seed),
     "TPE": lambda seed: TPESampler(seed=seed),
 }
+# The peers that are also given twice the budget.
+TWICE = ("Random", "QMC", "TPE")
+CONVNEXT_NAME = "ConvNeXt, nearest trial"
 
 
 @dataclass(frozen=True)
@@ -58,27 +62,49 @@ def main() -> None:
     if CONVNEXT.exists():
         problems.append(_nearest_real_trial())
     width = max(len(problem.name) for problem in problems)
-    print(f"{'problem':<{width}} {'n':>3} " + " ".join(f"{name:>17} " for name in (*SAMPLERS, "Random, 2n", "TPE, 2n")))
+    columns = (*SAMPLERS, *(f"{name}, 2n" for name in TWICE))
+    print(f"{'problem':<{width}} {'n':>3} " + " ".join(f"{name:>17} " for name in columns))
+    wins: dict[str, list[float]] = {name: [] for name in columns}
+    means: dict[str, str] = {}
     for problem in problems:
-        print_problem(problem, width)
+        means = print_problem(problem, width, wins)
+    spans = {name: span(values, ".0%") for name, values in wins.items()}
+    claim(
+        "best",
+        "; ".join(spans[name] for name in ("Random", "QMC", "Random, 2n", "TPE")),
+        "as many random points; as many Sobol points; twice as many random points; TPE, one trial after another",
+    )
+    if problems[-1].name == CONVNEXT_NAME:
+        peers = (
+            f"{means['Random']}, RandomSampler; {means['QMC']}, QMCSampler (Sobol); {means['TPE']}, TPESampler; "
+            f"{means['Random, 2n']}, twice as many of RandomSampler"
+        )
+        claim("best, real", means["Halton"], peers)
 
 
-def print_problem(problem: Problem, width: int) -> None:
-    """Print one line a budget: the mean best of each sampler, and how often Halton's is the better one."""
+def print_problem(problem: Problem, width: int, wins: dict[str, list[float]]) -> dict[str, str]:
+    """Print one line a budget: the mean best of each sampler, and how often Halton's is the better one.
+
+    Returns the means of the largest budget with their intervals; the shares of the seeds are added to ``wins``.
+    """
     # The first n trials of a longer search are a search of n: no sampler here knows its budget.
     best = {
         name: np.array([_search(problem, make(seed)) for seed in range(N_SEEDS)]) for name, make in SAMPLERS.items()
     }
+    means: dict[str, str] = {}
     for n_trials in BUDGETS:
         ours = best["Halton"][:, n_trials - 1]
         columns = {name: values[:, n_trials - 1] for name, values in best.items()}
-        columns |= {f"{name}, 2n": best[name][:, 2 * n_trials - 1] for name in ("Random", "TPE")}
+        columns |= {f"{name}, 2n": best[name][:, 2 * n_trials - 1] for name in TWICE}
         cells = []
         for name, values in columns.items():
             half = float(t.ppf(0.975, N_SEEDS - 1)) * values.std(ddof=1) / math.sqrt(N_SEEDS)
-            wins = "" if name == "Halton" else f"{np.mean(ours < values) + np.mean(ours == values) / 2:4.0%}"
-            cells.append(f"{values.mean():.3f} ±{half:.3f} {wins:>4}")
+            wins[name].append(float(np.mean(ours < values) + np.mean(ours == values) / 2))
+            means[name] = f"{values.mean():.3f} ±{half:.3f}"
+            share = "" if name == "Halton" else f"{wins[name][-1]:4.0%}"
+            cells.append(f"{means[name]} {share:>4}")
         print(f"{problem.name:<{width}} {n_trials:>3} " + " ".join(f"{cell:>18}" for cell in cells))
+    return means
 
 
 def _search(problem: Problem, sampler: BaseSampler) -> NDArray[np.float64]:
@@ -121,7 +147,7 @@ def _nearest_real_trial() -> Problem:
     points = np.column_stack([trials.unit(parameter.name) for parameter in trials.parameters])
     tree = KDTree(points)
     errors = np.where(trials.is_feasible, 1 - trials.objective, 1.0)
-    return Problem("ConvNeXt, nearest trial", points.shape[1], lambda x: float(errors[tree.query(x)[1]]))
+    return Problem(CONVNEXT_NAME, points.shape[1], lambda x: float(errors[tree.query(x)[1]]))
 
 
 if __name__ == "__main__":

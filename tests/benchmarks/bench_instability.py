@@ -1,0 +1,55 @@
+"""How much larger a learning rate do warmup and clipping allow? The full run of examples/instability.py, from nothing.
+
+Run it with ``python tests/benchmarks/bench_instability.py``; it takes three to six minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import optuna
+from claims import claim
+
+from playbook_plugins.optuna import trials_from_study
+
+EXAMPLE = Path(__file__).parents[2] / "examples/instability.py"
+
+
+def main() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    spec = importlib.util.spec_from_file_location("instability", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules["instability"] = example
+    spec.loader.exec_module(example)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, str(EXAMPLE), "--output", folder], check=True)
+        storage = f"sqlite:///{folder}/instability.db"
+        medians = {}
+        for workload in example.choose_workloads(False):
+            largest = {
+                (remedy, seed): example.largest_stable(
+                    trials_from_study(
+                        optuna.load_study(study_name=f"{workload.name}, seed {seed}: {remedy}", storage=storage)
+                    )
+                )
+                for remedy in ("no remedy", *workload.remedies)
+                for seed in workload.seeds
+            }
+            for remedy in workload.remedies:
+                ratios = [largest[remedy, seed] / largest["no remedy", seed] for seed in workload.seeds]
+                medians[remedy] = f"{statistics.median(ratios):.1f} times"
+                print(f"{remedy}: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times as large a rate, one a seed")
+    claim("warmup", next(words for remedy, words in medians.items() if remedy.startswith("warmup")))
+    claim("clip", "; ".join(words for remedy, words in medians.items() if remedy.startswith("clipping")))
+
+
+if __name__ == "__main__":
+    main()
