@@ -25,8 +25,9 @@ from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 Split: TypeAlias = Literal["training", "validation"]
 
 _MAX_POINTS = 500
-# A blow-up is followed up to so many times the value that training began with; beyond, nothing else could be seen.
-_REACH = 10.0
+# A blow-up is followed up to so many times the value that training began with, or on a linear axis so many times what
+# training gained; beyond, nothing else could be seen.
+_REACH, _LINEAR_REACH = 10.0, 3.0
 # Between these the axis is logarithmic; of more the lower end leaves the frame.
 _LOG_RATIO, _LARGEST_RATIO = 10.0, 1e30
 
@@ -49,8 +50,8 @@ def run_comparison_chart(
     A run that is infeasible, or whose objective ceased to be finite, ends in a red cross, at the edge of the frame if
     it left that. The axis is logarithmic
     where the objective is minimized, positive, and spans a factor of more than 10. It reaches up to 10 times the worst
-    value that a run began with; a linear axis reaches as far beyond that value as the best one lies below it. Lines
-    that are worse leave the frame.
+    value that a run began with; a linear axis reaches 3 times as far beyond that value as the best one lies below it.
+    Lines that are worse leave the frame.
 
     Parameters
     ----------
@@ -218,7 +219,7 @@ def _scale(lines: list[_Line], direction: Direction) -> ObjectiveScale:
         worst = min(worst, _REACH * start)
         best = max(best, worst / _LARGEST_RATIO)
     elif start > best:
-        worst = min(worst, start + (start - best))
+        worst = min(worst, start + _LINEAR_REACH * (start - best))
     ends = [sign * end for end in widen(best, worst, is_log)]
     return ObjectiveScale(low=min(ends), high=max(ends), limit=sign * worst, log=is_log, direction=direction)
 

@@ -16,7 +16,7 @@ from playbook_plugins.analysis.trials import Trials
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProtocolResult:
-    """The outcome of a procedure.
+    """The outcome of a procedure; `playbook_plugins.report.write_report` writes its page.
 
     Attributes
     ----------

@@ -47,7 +47,7 @@ _ROLES = "Identifying scientific, nuisance, and fixed hyperparameters"
 _ISOLATION = "Detecting whether a change is useful with isolation plots"
 
 
-def list_chapters(trials: Trials, findings: Sequence[Finding]) -> list[dict[str, Any]]:
+def list_chapters(trials: Trials, findings: Sequence[Finding], *, is_stage: bool = False) -> list[dict[str, Any]]:
     """Return the plots in the playbook's order.
 
     Parameters
@@ -56,12 +56,17 @@ def list_chapters(trials: Trials, findings: Sequence[Finding]) -> list[dict[str,
         The study, with at least one trial.
     findings
         Of this study: they say along which hyperparameter the infeasible trials gather.
+    is_stage
+        Whether it is a stage of a procedure: a list of runs, no search, unless it compares scientific values.
     """
     scientific = [parameter.name for parameter in trials.parameters if parameter.role is Role.SCIENTIFIC]
     no_question = (
         "No hyperparameter of this study is scientific: the round compares no values. Give one the role SCIENTIFIC to "
         "see its isolation plot."
     )
+    if is_stage and not scientific:
+        searched = any(parameter.role is not Role.FIXED for parameter in trials.parameters)
+        return [*([_search_space(trials, findings)] if searched and len(trials) > 1 else []), _training(trials)]
     isolations = [isolation_plot(trials, name) for name in scientific if trials.has(name).any()]
     return [
         _search_space(trials, findings),
@@ -121,12 +126,17 @@ def _interactions(trials: Trials) -> list[dict[str, Any]]:
     return [_chapter("Which hyperparameters must be tuned together?", _ROLES, [interaction_chart(result)], "")]
 
 
+def list_figures(charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """Return charts with what the page says beside them."""
+    return [
+        {"title": chart.title, "help": chart.help, "alt": chart.alt, "chart": chart, "legend": True} for chart in charts
+    ]
+
+
 def _chapter(
     title: str, section: str, charts: list[Chart], note: str, *, help: str = "", legend: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    figures = [
-        {"title": chart.title, "help": chart.help, "alt": chart.alt, "chart": chart, "legend": True} for chart in charts
-    ]
+    figures = list_figures(charts)
     return {
         "title": title,
         "section": section,

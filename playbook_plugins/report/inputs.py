@@ -28,6 +28,16 @@ def findings_of(tables: Sequence[Trials], is_one: bool, findings: Any) -> list[l
     return [list(found) for found in lists]
 
 
+def refuse_more(findings: Any, next_round: Any) -> None:
+    """Refuse findings or a proposal beside a procedure."""
+    for name, value in (("findings", findings), ("next_round", next_round)):
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is given with the result of a procedure, which brings what there is to say. Leave it out, "
+                "or pass the tables of result.trials."
+            )
+
+
 def proposals_of(tables: Sequence[Trials], is_one: bool, next_round: Any) -> list[ProposedRound | None]:
     """Return one proposal, or None, a table."""
     if next_round is None:

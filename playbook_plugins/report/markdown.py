@@ -16,7 +16,9 @@ _LEADING = re.compile(r"^(\d*)([.)]|[-+=#]+)(?=\s|$)")
 _MAX_TEXT = 500
 
 
-def render_markdown(title: str, studies: Sequence[Mapping[str, Any]], version: str) -> str:
+def render_markdown(
+    title: str, studies: Sequence[Mapping[str, Any]], version: str, procedure: Mapping[str, Any] | None = None
+) -> str:
     """Return the report as GitHub-flavoured Markdown.
 
     Parameters
@@ -27,8 +29,17 @@ def render_markdown(title: str, studies: Sequence[Mapping[str, Any]], version: s
         The contexts of `describe_study`, one a study.
     version
         Of this package.
+    procedure
+        The context of `describe_procedure`, where the studies are its stages.
     """
     lines = [f"# {escape(title)}", ""]
+    if procedure is not None:
+        lines += _findings(procedure["findings"])
+        lines += ["### What it recommends", ""]
+        lines += [f"- {escape(name)} = {escape(value)}" for name, value in procedure["recommendation"].items()]
+        if not procedure["recommendation"]:
+            lines.append("Nothing: these runs give no reason for a recommendation.")
+        lines.append("")
     for study in studies:
         if len(studies) > 1:
             lines += [f"## {escape(study['name'])}", ""]
@@ -48,8 +59,19 @@ def escape(value: Any) -> str:
 def _study(study: Mapping[str, Any]) -> list[str]:
     lines = [f"{escape(study['goal'])}", ""] if study["goal"] else []
     lines += [f"- {escape(entry['term'])}: {escape(entry['text'])}" for entry in study["overview"]]
-    lines += ["", "### Findings", ""]
-    findings = study["findings"]
+    lines.append("")
+    if study["findings"] is not None:
+        lines += _findings(study["findings"])
+    lines += _best(study)
+    if study["proposal"]:
+        lines += ["### The next round", ""]
+        lines += [f"- {escape(change['what'])} {escape(change['why'])}" for change in study["proposal"]["changes"]]
+        lines += ["", escape(study["proposal"]["trials"]), ""]
+    return lines + _limits(study)
+
+
+def _findings(findings: Mapping[str, Any]) -> list[str]:
+    lines = ["### Findings", ""]
     for place, flag in enumerate(findings["flags"], start=1):
         words = flag["words"]
         lines.append(f"{place}. **{escape(words.headline)}.** {escape(words.sentence)}")
@@ -68,12 +90,7 @@ def _study(study: Mapping[str, Any]) -> list[str]:
         lines += [f"<details><summary>{escape(group['title'])}</summary>", ""]
         lines += [f"- {escape(quiet.headline)}. {escape(quiet.sentence)}".rstrip() for quiet in group["words"]]
         lines += ["", "</details>", ""]
-    lines += _best(study)
-    if study["proposal"]:
-        lines += ["### The next round", ""]
-        lines += [f"- {escape(change['what'])} {escape(change['why'])}" for change in study["proposal"]["changes"]]
-        lines += ["", escape(study["proposal"]["trials"]), ""]
-    return lines + _limits(study)
+    return lines
 
 
 def _best(study: Mapping[str, Any]) -> list[str]:

@@ -24,8 +24,10 @@ from playbook_plugins.analysis import Finding, Trials
 from playbook_plugins.charts.chart import import_vl_convert
 from playbook_plugins.charts.files import write_atomically
 from playbook_plugins.charts.theme import config
-from playbook_plugins.report.inputs import findings_of, proposals_of
+from playbook_plugins.report.chapters import chart_data, list_figures
+from playbook_plugins.report.inputs import findings_of, proposals_of, refuse_more
 from playbook_plugins.report.markdown import render_markdown
+from playbook_plugins.report.procedure import Procedure, describe_procedure, draw_procedure, name_of, stages_of
 from playbook_plugins.report.proposal import ProposedRound
 from playbook_plugins.report.sheet import describe_sheet
 from playbook_plugins.report.study import describe_study, draw_study
@@ -41,7 +43,7 @@ _ENDINGS: dict[str, tuple[str, ...]] = {"html": (".html", ".htm"), "markdown": (
 
 
 def write_report(
-    trials: Trials | Sequence[Trials],
+    trials: Trials | Sequence[Trials] | Procedure,
     path: str | os.PathLike[str],
     *,
     findings: Sequence[Finding] | Sequence[Sequence[Finding]] | None = None,
@@ -50,18 +52,20 @@ def write_report(
     sheet: Sequence[Mapping[str, Any]] = (),
     format: Format = "html",
 ) -> Path:
-    """Write the page of one study, or of the studies of one round.
+    """Write the page of one study, of the studies of one round, or of a procedure.
 
     Parameters
     ----------
     trials
-        One table of trials, or several, each with at least one trial.
+        One table of trials, or several, each with at least one trial; or what a procedure of
+        `playbook_plugins.optuna` returned, such as `learning_rate_sweep`: the page begins with its findings, what it
+        recommends and its runs side by side, and then shows each stage.
     path
         Where to write; ends in ``.html`` or ``.htm``, or in ``.md`` for Markdown. A file that was there before is
         replaced whole or not at all.
     findings
         The findings to show, in the order in which they are to be read: a list for one table, a list of lists for
-        several. By default what `playbook_plugins.analysis.review.review` finds.
+        several. By default what `playbook_plugins.analysis.review.review` finds; a procedure brings its own.
     title
         The page's title; by default the name of the study, or of the studies.
     next_round
@@ -80,28 +84,35 @@ def write_report(
     Raises
     ------
     ValueError
-        When there is no table or one has no trial, the findings or proposals do not fit the tables, or the path does
-        not end as the format does.
+        When there is no table or one has no trial, the findings or proposals do not fit the tables or are given with a
+        procedure, or the path does not end as the format does.
     FileNotFoundError, NotADirectoryError, PermissionError
         When the folder does not exist or cannot be written to.
     ImportError
         When the extra ``report`` is not installed.
     """
     target = Path(path)
+    render = render_report if format == "html" else _render_markdown
+    if isinstance(trials, Procedure):
+        refuse_more(findings, next_round)
+        tables = list(stages_of(trials).values())
+        _check(tables, target, format)
+        none = [None] * len(tables)
+        return _write(target, render(tables, none, title or name_of(trials), none, sheet, trials))
     tables = [trials] if isinstance(trials, Trials) else list(trials)
     _check(tables, target, format)
     is_one = isinstance(trials, Trials)
     proposals = proposals_of(tables, is_one, next_round)
-    render = render_report if format == "html" else _render_markdown
     return _write(target, render(tables, findings_of(tables, is_one, findings), title, proposals, sheet))
 
 
 def render_report(
     tables: Sequence[Trials],
-    findings: Sequence[Sequence[Finding]],
+    findings: Sequence[Sequence[Finding] | None],
     title: str | None = None,
     proposals: Sequence[ProposedRound | None] | None = None,
     sheet: Sequence[Mapping[str, Any]] = (),
+    procedure: Procedure | None = None,
 ) -> str:
     """Return the page as text.
 
@@ -110,11 +121,13 @@ def render_report(
     tables
         The studies, each with at least one trial.
     findings
-        One list a study.
+        One list a study; None where they are those of the procedure.
     title, sheet
         As `write_report`.
     proposals
         One a study, or None.
+    procedure
+        Whose stages the studies are, if they are.
     """
     environment = _environment()
     described = _describe(tables, findings, proposals, sheet)
@@ -122,6 +135,14 @@ def render_report(
         draw_study(table, found, f"study-{place}")
         for place, (table, found) in enumerate(zip(tables, findings, strict=True))
     ]
+    whole: dict[str, Any] | None = None
+    if procedure is not None:
+        figures = list_figures(draw_procedure(procedure))
+        for place, figure in enumerate(figures):
+            figure["id"] = f"procedure-chart-{place}"
+            # The script draws it with those of the first stage.
+            drawn[0][1]["charts"].append(chart_data(figure.pop("chart"), figure["id"], legend=figure.pop("legend")))
+        whole = describe_procedure(procedure) | {"figures": figures}
     data = {
         "configs": {"light": _page_config(dark=False), "dark": _page_config(dark=True)},
         "studies": [data for _, data in drawn],
@@ -130,6 +151,7 @@ def render_report(
     markup = _markup_type()
     return environment.get_template("template.html").render(
         title=title or ", ".join(table.name for table in tables),
+        procedure=whole,
         studies=[words | plots for words, (plots, _) in zip(described, drawn, strict=True)],
         sheet=describe_sheet(sheet),
         style=markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -144,7 +166,7 @@ def render_report(
 
 def _describe(
     tables: Sequence[Trials],
-    findings: Sequence[Sequence[Finding]],
+    findings: Sequence[Sequence[Finding] | None],
     proposals: Sequence[ProposedRound | None] | None,
     sheet: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
@@ -157,13 +179,15 @@ def _describe(
 
 def _render_markdown(
     tables: Sequence[Trials],
-    findings: Sequence[Sequence[Finding]],
+    findings: Sequence[Sequence[Finding] | None],
     title: str | None,
     proposals: Sequence[ProposedRound | None],
     sheet: Sequence[Mapping[str, Any]],
+    procedure: Procedure | None = None,
 ) -> str:
     studies = _describe(tables, findings, proposals, sheet)
-    return render_markdown(title or ", ".join(table.name for table in tables), studies, __version__)
+    whole = None if procedure is None else describe_procedure(procedure)
+    return render_markdown(title or ", ".join(table.name for table in tables), studies, __version__, whole)
 
 
 def _check(tables: Sequence[Trials], target: Path, format: Format) -> None:

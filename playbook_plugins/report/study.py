@@ -33,7 +33,7 @@ _MAX_CURVES = 2_000
 
 def describe_study(
     trials: Trials,
-    findings: Sequence[Finding],
+    findings: Sequence[Finding] | None,
     *,
     proposal: ProposedRound | None = None,
     run: Mapping[str, Any] | None = None,
@@ -45,7 +45,8 @@ def describe_study(
     trials
         The study, with at least one trial.
     findings
-        Of this study, in the order in which they are to be read.
+        Of this study, in the order in which they are to be read; None where they belong to more than it, as those of a
+        procedure do.
     proposal
         What is proposed for the next round.
     run
@@ -56,7 +57,7 @@ def describe_study(
         "goal": trials.goal,
         "objective": trials.objective_name,
         "overview": _overview(trials),
-        "findings": _findings(findings),
+        "findings": None if findings is None else describe_findings(findings),
         "best": _best_table(trials, run),
         "proposal": None if proposal is None else describe_proposal(proposal),
         "reasons": _reasons(trials),
@@ -65,7 +66,7 @@ def describe_study(
     }
 
 
-def draw_study(trials: Trials, findings: Sequence[Finding], key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def draw_study(trials: Trials, findings: Sequence[Finding] | None, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the page shows of a study's plots, and the data that its script reads.
 
     Parameters
@@ -80,7 +81,7 @@ def draw_study(trials: Trials, findings: Sequence[Finding], key: str) -> tuple[d
     tuple of dict
         More of the template's context, and a dict for JSON: the rows of the trials once, the charts without them.
     """
-    chapters = list_chapters(trials, findings)
+    chapters = list_chapters(trials, findings or [], is_stage=findings is None)
     charts: list[dict[str, Any]] = []
     for chapter in chapters:
         for figure in chapter["figures"]:
@@ -126,7 +127,8 @@ def _overview(trials: Trials) -> list[dict[str, str]]:
     return entries
 
 
-def _findings(findings: Sequence[Finding]) -> dict[str, Any]:
+def describe_findings(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return findings in words: flags, advice for the next round, and the questions without a flag."""
     quiet = []
     for verdict in (Verdict.TOO_LITTLE_DATA, Verdict.NO_EVIDENCE):
         words = word_quiet([finding for finding in findings if finding.verdict is verdict])
