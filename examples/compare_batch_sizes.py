@@ -28,8 +28,8 @@ from torch.nn import functional
 from playbook_plugins.analysis import Curve, InfeasibleError, TrialRecord
 from playbook_plugins.charts import steps_to_target_chart
 from playbook_plugins.lightning import build_optimizer
-from playbook_plugins.optuna import compare_batch_sizes
-from playbook_plugins.optuna.batch_size_comparison import BatchSizeComparison
+from playbook_plugins.optuna import BatchSizeComparison, compare_batch_sizes
+from playbook_plugins.report import write_report
 
 # In nats; guessing gives 2.3.
 GOAL = 0.3
@@ -99,7 +99,7 @@ def tabulate(comparison: BatchSizeComparison) -> Table:
 
 
 def main() -> None:
-    """Search what is missing, print the table and draw the chart."""
+    """Search what is missing, print the table, draw the chart and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24, help="trials of each batch size (default: 24)")
     parser.add_argument("--output", type=Path, default=Path("runs/compare_batch_sizes"), help="the folder to write to")
@@ -136,7 +136,9 @@ def main() -> None:
         settings = ", ".join(f"{name} {value:.3g}" for name, value in comparison.recommendation.items())
         console.print(f"The largest batch whose last doubling still saves a tenth of the steps: {settings}.")
     chart = steps_to_target_chart(scaling).save(arguments.output / "steps_to_target.svg")
+    page = write_report(comparison, arguments.output / "report.html", title="Which batch size?")
     console.print(f"The chart: {chart.resolve()}", soft_wrap=True)
+    console.print(f"The page: {page.resolve()}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ def test_batch_sizes_are_compared_each_with_its_own_hyperparameters(tmp_path: Pa
     assert "ritical batch size" in output
     folder = tmp_path / "runs/compare_batch_sizes"
     assert (folder / "steps_to_target.svg").read_text().startswith("<svg")
+    page = (folder / "report.html").read_text()
+    assert "<h1>Which batch size?</h1>" in page
+    assert "What it recommends" in page
     study = optuna.load_study(study_name="digits-short/search", storage=f"sqlite:///{folder}/study.db")
     trials = trials_from_study(study)
     # Every size has faced the same learning rates.

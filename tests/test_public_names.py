@@ -110,6 +110,7 @@ PUBLIC = {
     "playbook_plugins.report": {"VERDICTS", "Quiet", "Wording", "word", "word_quiet", "write_report"},
     "playbook_plugins.optuna": {
         "Baseline",
+        "BatchSizeComparison",
         "Change",
         "Move",
         "NextRound",

@@ -5,6 +5,7 @@ Imports optuna, numpy and playbook_plugins.analysis; never torch, charts or anot
 
 from playbook_plugins.analysis.infeasible import InfeasibleError as InfeasibleError
 from playbook_plugins.optuna.baseline import Baseline as Baseline
+from playbook_plugins.optuna.batch_size_comparison import BatchSizeComparison as BatchSizeComparison
 from playbook_plugins.optuna.batch_size_comparison import compare_batch_sizes as compare_batch_sizes
 from playbook_plugins.optuna.callbacks import trial_callback as trial_callback
 from playbook_plugins.optuna.changes import Change as Change
