@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from test_protocol_second_round import first_round, lengthen
 from test_protocol_start import planted_start
 from test_protocol_warmup import tune as tune_warmup
 
+from playbook_plugins.analysis import InfeasibleError, TrialRecord
 from playbook_plugins.optuna import Baseline, ProtocolResult, check_start, retrain
 from playbook_plugins.report import word, write_report
 from playbook_plugins.report.procedure import draw_procedure
@@ -87,6 +89,19 @@ def test_the_page_says_what_was_found_and_recommended_before_the_stages(
 @pytest.mark.parametrize("name", RESULTS)
 def test_its_runs_stand_side_by_side_in_the_chart_that_fits(name: str, results: dict[str, ProtocolResult]) -> None:
     assert [chart.title for chart in draw_procedure(results[name])] == RESULTS[name][1]
+
+
+def test_a_stage_that_broke_before_its_first_evaluation_stands_with_the_others() -> None:
+    def train(config: dict[str, Any]) -> TrialRecord:
+        if config["learning_rate"] > 0.02:
+            raise InfeasibleError("diverged at step 1")
+        return replace(PlantedRates(best_rate=0.01)(config), objective_name="val_loss")
+
+    result = sweep(train, high=0.02)
+    # Such a stage does not even know the name of the objective.
+    assert {trials.objective_name for trials in result.trials.values()} == {"val_loss", "objective"}
+    [chart] = draw_procedure(result)
+    assert len(chart.spec["data"]["values"]) == sum(map(len, result.trials.values()))
 
 
 def test_the_title_is_the_name_that_the_procedure_was_given(results: dict[str, ProtocolResult], tmp_path: Path) -> None:

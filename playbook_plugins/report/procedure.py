@@ -76,16 +76,17 @@ def draw_procedure(result: Procedure) -> list[Chart]:
             for trials in stages.values()
             if any(parameter.name == "warmup_steps" for parameter in _searched(trials))
         ]
-    objectives = {(trials.direction, trials.objective_name) for trials in stages.values()}
-    if len(objectives) > 1:
+    # Runs that broke before their first evaluation may not know what the objective is called.
+    known = [trials for trials in stages.values() if trials.is_feasible.any()] or list(stages.values())
+    first = known[0]
+    if any((trials.direction, trials.objective_name) != (first.direction, first.objective_name) for trials in known):
         return []
-    [(direction, objective_name)] = objectives
     if len(searched) == 1 and all(map(learning_rates, stages.values())):
         # By a name, because the numbers of several stages are no longer those of one.
-        return [learning_rate_sweep_chart({name_of(result): _one_sweep(list(stages.values()), *searched)})]
+        return [learning_rate_sweep_chart({name_of(result): _one_sweep(list(stages.values()), first, *searched)})]
     retrains = _retrains(result, stages, searched)
     if retrains:
-        return [retrain_chart(retrains, direction=direction, objective_name=objective_name)]
+        return [retrain_chart(retrains, direction=first.direction, objective_name=first.objective_name)]
     records = _single_runs(stages)
     if 2 <= len(records) <= len(TRIAL_COLOURS):
         has_training = any(np.isfinite(record.curve.train).any() for record in records.values())
@@ -97,8 +98,8 @@ def _searched(trials: Trials) -> list[Parameter]:
     return [parameter for parameter in trials.parameters if parameter.role is not Role.FIXED]
 
 
-def _one_sweep(stages: Sequence[Trials], rate: str) -> Trials:
-    """Return the runs of all stages as one sweep of the learning rate."""
+def _one_sweep(stages: Sequence[Trials], like: Trials, rate: str) -> Trials:
+    """Return the runs of all stages as one sweep of the learning rate, with the objective of one of them."""
     ranges = [trials.parameter(rate) for trials in stages]
     widest = replace(
         ranges[0], low=min(parameter.low for parameter in ranges), high=max(parameter.high for parameter in ranges)
@@ -108,8 +109,8 @@ def _one_sweep(stages: Sequence[Trials], rate: str) -> Trials:
         [widest],
         {rate: np.concatenate([trials.values[rate] for trials in stages])},
         np.concatenate([trials.objective for trials in stages]),
-        direction=stages[0].direction,
-        objective_name=stages[0].objective_name,
+        direction=like.direction,
+        objective_name=like.objective_name,
         status=[status for trials in stages for status in trials.status],
         reason=[reason for trials in stages for reason in trials.reason],
         max_steps=np.concatenate([trials.max_steps for trials in stages]),
