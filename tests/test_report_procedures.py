@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -102,6 +103,33 @@ def test_a_stage_that_broke_before_its_first_evaluation_stands_with_the_others()
     assert {trials.objective_name for trials in result.trials.values()} == {"val_loss", "objective"}
     [chart] = draw_procedure(result)
     assert len(chart.spec["data"]["values"]) == sum(map(len, result.trials.values()))
+
+
+def broken(config: dict[str, Any]) -> TrialRecord:
+    raise InfeasibleError("diverged at step 1")
+
+
+ODD: dict[str, Callable[[], ProtocolResult]] = {
+    "all retrains diverge": lambda: retrain(broken, GOOD, baseline=BAD, adds_complexity="none", study_name="r"),
+    "no baseline": lambda: retrain(PlantedQuality(), GOOD, study_name="r"),
+    "stable without clipping": lambda: tune_clipping(PlantedRates()),
+    "clipping helps nothing": lambda: tune_clipping(PlantedRates(unstable_rate=0.5)),
+    "all long runs diverge": lambda: lengthen(first_round(), broken),
+    "the start diverges": lambda: check_start(broken, {}, chance_level=0.9, study_name="s"),
+    "all warmups diverge": lambda: tune_warmup(broken),
+    "no rate fits": lambda: pick(broken),
+    "two stages": lambda: sweep(RATES, n_stages=2),
+    "all batch sizes diverge": lambda: compare(broken),
+    "the goal is missed": lambda: compare(PlantedBatches(), goal=-1e9),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_happened_there_is_a_page(name: str, tmp_path: Path) -> None:
+    result = ODD[name]()
+    page = write_report(result, tmp_path / "report.html").read_text()
+    assert all(word(finding).headline in html.unescape(page) for finding in result.findings)
+    assert "What it recommends" in write_report(result, tmp_path / "a.md", format="markdown").read_text()
 
 
 def test_the_title_is_the_name_that_the_procedure_was_given(results: dict[str, ProtocolResult], tmp_path: Path) -> None:

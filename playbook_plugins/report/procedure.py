@@ -68,7 +68,7 @@ def draw_procedure(result: Procedure) -> list[Chart]:
     stages = stages_of(result)
     steps = getattr(result, "steps", None)
     if isinstance(steps, FewestSteps):
-        return [steps_to_target_chart(steps)]
+        return [steps_to_target_chart(steps)] if len(steps.batch_size) else []
     searched = {parameter.name for trials in stages.values() for parameter in _searched(trials)}
     if "warmup_steps" in searched:
         return [
