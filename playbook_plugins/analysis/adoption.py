@@ -17,13 +17,10 @@ from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.groups import scientific_categories
 from playbook_plugins.analysis.parameters import Parameter
 from playbook_plugins.analysis.points import point_codes
-from playbook_plugins.analysis.retrains import compare_retrains
+from playbook_plugins.analysis.retrains import ALPHA, ERROR_RATE, compare_retrains, comparison_numbers
 from playbook_plugins.analysis.trials import Trials
 
 SECTION = "Determining whether to adopt a training pipeline change or hyperparameter configuration"
-_ALPHA = 0.05
-# Simulated: Welch's approximation is a little liberal for few retrains of unequal spread (tests/test_adoption.py).
-_ERROR_RATE = 0.06
 
 
 def collect_retrains(trials: Trials) -> list[NDArray[np.intp]]:
@@ -104,8 +101,8 @@ def check_adoption(
         pair = _pair(trials, retrained, subject, baseline, int(is_search), numbers)
         if pair is not None and min(len(side) for side in pair) >= needed:
             result = compare_retrains(*pair, trials.direction, known_sd, known_freedom=known_freedom)
-            allowed = _ALPHA / len(subjects)
-            numbers |= {name: _plain(value) for name, value in vars(result).items()}
+            allowed = ALPHA / len(subjects)
+            numbers |= comparison_numbers(result)
             numbers["allowed_p"] = allowed
             verdict = Verdict.FLAG if result.p <= allowed else Verdict.NO_EVIDENCE
         findings.append(
@@ -115,7 +112,7 @@ def check_adoption(
                 verdict=verdict,
                 numbers=numbers,
                 section=SECTION,
-                error_rate=_ERROR_RATE,
+                error_rate=ERROR_RATE,
             )
         )
     return findings
@@ -161,7 +158,3 @@ def _points(trials: Trials) -> list[NDArray[np.intp]]:
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order])) + 1
     return [rows[members] for members in np.split(order, starts)]
-
-
-def _plain(value: float | int | str) -> Number:
-    return value if isinstance(value, int | str) or math.isfinite(value) else None

@@ -13,10 +13,14 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
+from playbook_plugins.analysis.findings import Number
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.analysis.selection_bias import check_direction
 from playbook_plugins.analysis.trial_variance import cut_huge
 
+# The level at which a candidate is adopted, and of candidates that are no better the share that then is, simulated:
+# Welch's approximation is a little liberal for few retrains of unequal spread (tests/test_adoption.py).
+ALPHA, ERROR_RATE = 0.05, 0.06
 # So many retrains a group of 2 or of 3 may face before Welch's number of degrees of freedom is too liberal.
 _LARGEST_PARTNER = {2: 2, 3: 10}
 # Up to so many retrains the rank test counts every split; beyond, its sum is normal for any purpose.
@@ -165,6 +169,14 @@ def compare_retrains(
         p=p,
         probability=probability,
     )
+
+
+def comparison_numbers(comparison: RetrainComparison) -> dict[str, Number]:
+    """Return what a comparison says as the numbers of a finding, None for what is not finite."""
+    return {
+        name: value if isinstance(value, int | str) or math.isfinite(value) else None
+        for name, value in vars(comparison).items()
+    }
 
 
 def _median(values: NDArray[np.float64]) -> float:

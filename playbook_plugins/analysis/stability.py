@@ -53,7 +53,7 @@ _NOT_BETTER = 0.99
 _BETTER = 0.005  # of the range; less is no gain
 
 # Simulated: the largest share of healthy runs with any flag, over the kinds of noise in tests/test_stability.py.
-_ERROR_RATE = 0.02
+ERROR_RATE = 0.02
 
 # Losses beyond it are scaled down to it, which changes no verdict.
 _HUGE = 1e100
@@ -125,7 +125,7 @@ def check_stability(run: Curve | TrialRecord, *, subject: str = "run") -> list[F
         subject=subject,
         verdict=Verdict.TOO_LITTLE_DATA,
         section=SECTION,
-        error_rate=_ERROR_RATE,
+        error_rate=ERROR_RATE,
     )
     train = [series for series in losses if series.name == "train"] or losses
     norms = _known("gradient_norm", curve.step, curve.gradient_norm)

@@ -14,7 +14,7 @@ from playbook_plugins.analysis import Trials
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BEST, CROSS, GREEN, GREY, INFEASIBLE, RED
-from playbook_plugins.charts.scales import objective_scale, objective_title
+from playbook_plugins.charts.scales import objective_scale, objective_title, step_x
 from playbook_plugins.charts.table import N_BEST
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
@@ -61,12 +61,7 @@ def all_training_curves(trials: Trials) -> Chart:
     broken = [_points(trials, row, INFEASIBLE)[-1] for row in drawn if trials.is_infeasible[row]]
     occurs = {point["mark"] for point in points} | ({INFEASIBLE} if broken else set())
     looks = mark_legend({kind: look for kind, look in _LOOKS.items() if kind in occurs})
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "scale": {"domain": [0, 1.02 * max(1, *(point["step"] for point in points))], "nice": False},
-        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
-    }
+    x = step_x(0, 1.02 * max(1, *(point["step"] for point in points)))
     y = objective_scale(trials).y("value", strip=False, title=objective_title(trials))
     y["scale"] |= {"clamp": False}
     words = [

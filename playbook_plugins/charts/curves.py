@@ -13,7 +13,7 @@ from playbook_plugins.analysis import Curve, Trials
 from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.palette import STAR, TRIAL_COLOURS
-from playbook_plugins.charts.scales import TINY, ObjectiveScale, objective_title
+from playbook_plugins.charts.scales import TINY, ObjectiveScale, objective_title, step_x
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
 _MAX_POINTS = 500
@@ -70,13 +70,8 @@ def training_curves(trials: Trials, n_best: int = 3) -> Chart:
         "scale": {"domain": names, "range": list(TRIAL_COLOURS[: len(chosen)])},
         "legend": {"title": None, "symbolType": "stroke", "symbolSize": 300},
     }
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        # Room for a star at the last step.
-        "scale": {"domain": [0, 1.02 * max(1, *(point["step"] for point in points))], "nice": False},
-        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
-    }
+    # Room for a star at the last step.
+    x = step_x(0, 1.02 * max(1, *(point["step"] for point in points)))
     y = scale.y("value", strip=False, title=objective_title(trials))
     # A line that leaves the frame is cut there; a clamped one would run along its edge.
     y["scale"] |= {"clamp": False}

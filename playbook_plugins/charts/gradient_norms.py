@@ -17,7 +17,7 @@ from playbook_plugins.analysis.gradient_norms import GradientNorms
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, GREEN, GREY, ORANGE, RED
-from playbook_plugins.charts.scales import TINY, ObjectiveScale, widen
+from playbook_plugins.charts.scales import TINY, ObjectiveScale, step_x, widen
 from playbook_plugins.charts.table import finite
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config
 
@@ -74,12 +74,7 @@ def gradient_norm_chart(norms: GradientNorms | TrialRecord) -> Chart:
     seen = [value for row in rows for value in (row["norm"], row["threshold"]) if value is not None]
     scale = _norm_scale(np.array(seen))
     last = max([1, *(row["step"] for row in rows + crosses)])
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "scale": {"domain": [-0.01 * last, 1.01 * last], "nice": False},
-        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
-    }
+    x = step_x(-0.01 * last, 1.01 * last)
     y = scale.y("norm", strip=bool(crosses), title="gradient norm before clipping")
     has_threshold = any(row["threshold"] is not None for row in rows)
     kinds = {row["kind"] for row in rows} | ({_THRESHOLD} if has_threshold else set())

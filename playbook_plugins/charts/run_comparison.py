@@ -19,7 +19,7 @@ from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.analysis.records import Direction
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.palette import CROSS, RED, TRIAL_COLOURS
-from playbook_plugins.charts.scales import HUGE, TINY, ObjectiveScale, widen
+from playbook_plugins.charts.scales import HUGE, TINY, ObjectiveScale, better_title, step_x, widen
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
 Split: TypeAlias = Literal["training", "validation"]
@@ -48,10 +48,9 @@ def run_comparison_chart(
     """Draw the objective of a few named runs against the step, whether they trained well or broke.
 
     A run that is infeasible, or whose objective ceased to be finite, ends in a red cross, at the edge of the frame if
-    it left that. The axis is logarithmic
-    where the objective is minimized, positive, and spans a factor of more than 10. It reaches up to 10 times the worst
-    value that a run began with; a linear axis reaches 3 times as far beyond that value as the best one lies below it.
-    Lines that are worse leave the frame.
+    it left that. The axis is logarithmic where the objective is minimized, positive, and spans a factor of more than
+    10. It reaches up to 10 times the worst value that a run began with; a linear axis reaches 3 times as far beyond
+    that value as the best one lies below it. Lines that are worse leave the frame.
 
     Parameters
     ----------
@@ -94,14 +93,8 @@ def run_comparison_chart(
     ]
     crosses = [{"run": name, **_cross(line, scale)} for name, line in lines.items() if line.is_broken]
     objective = _objective_name(runs, split)
-    better = "lower" if scale.direction == "minimize" else "higher"
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "scale": {"domain": [0, 1.02 * last], "nice": False},
-        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
-    }
-    y = scale.y("value", strip=False, title=f"{label(objective, 40)} ({better} is better)")
+    x = step_x(0, 1.02 * last)
+    y = scale.y("value", strip=False, title=better_title(objective, scale.direction))
     # A line that leaves the frame is cut there; a clamped one would run along its edge.
     y["scale"] |= {"clamp": False}
     words = [

@@ -165,8 +165,23 @@ def objective_scale(trials: Trials, also: Iterable[float] = ()) -> ObjectiveScal
 
 def objective_title(trials: Trials) -> str:
     """Return the axis title of the objective, with the direction in which it gets better."""
-    better = "lower" if trials.direction == "minimize" else "higher"
-    return f"{label(trials.objective_name, 40)} ({better} is better)"
+    return better_title(trials.objective_name, trials.direction)
+
+
+def better_title(name: str, direction: Direction) -> str:
+    """Return the axis title of a value by its name, with the direction in which it gets better."""
+    better = "lower" if direction == "minimize" else "higher"
+    return f"{label(name, 40)} ({better} is better)"
+
+
+def step_x(low: float, high: float) -> dict[str, Any]:
+    """Return the encoding of x by the field ``step``, in optimizer steps, between two ends."""
+    return {
+        "field": "step",
+        "type": "quantitative",
+        "scale": {"domain": [low, high], "nice": False},
+        "axis": {"title": "step", "tickCount": 6, "format": "~s"},
+    }
 
 
 def parameter_x(trials: Trials, parameter: Parameter, field: str) -> dict[str, Any]:

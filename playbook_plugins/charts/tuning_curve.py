@@ -17,7 +17,7 @@ from playbook_plugins.analysis.records import Direction
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BAR, BLUE, CROSS, GREEN, INFEASIBLE, RED, STAR, translucent
-from playbook_plugins.charts.scales import TINY, ObjectiveScale, objective_title, scale_type, widen
+from playbook_plugins.charts.scales import HUGE, TINY, ObjectiveScale, objective_title, scale_type, widen
 from playbook_plugins.charts.table import finite
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
@@ -36,7 +36,6 @@ _AXIS_FROM = 2
 _SHORT = 8
 _SMALL_EXCESS = 1.25
 _LOG_RATIO = 10.0
-_HUGE = 1e300
 # The axis of m is logarithmic from here on.
 _LOG_FROM = 4
 _SIDE = 2**0.4
@@ -165,9 +164,9 @@ def _scale(curve: TuningCurve, direction: Direction) -> ObjectiveScale:
     best = _best(curve)
     if best is None:
         return ObjectiveScale(low=0.0, high=1.0, limit=1.0, log=False, direction=direction, is_empty=True)
-    medians = np.clip(sign * curve.median, -_HUGE, _HUGE)
-    quartiles = np.clip(sign * curve.worse_quartile, -_HUGE, _HUGE)
-    start = float(np.clip(sign * best, -_HUGE, _HUGE))
+    medians = np.clip(sign * curve.median, -HUGE, HUGE)
+    quartiles = np.clip(sign * curve.worse_quartile, -HUGE, HUGE)
+    start = float(np.clip(sign * best, -HUGE, HUGE))
     late = medians[curve.m >= _AXIS_FROM]
     limit = max([start, *late[np.isfinite(late)].tolist()])
     known = np.concatenate([medians, quartiles])

@@ -16,15 +16,13 @@ from optuna.storages import BaseStorage
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.records import Direction, TrialRecord
-from playbook_plugins.analysis.stability import check_stability
+from playbook_plugins.analysis.stability import ERROR_RATE, check_stability
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.plans import Plan, TrainConfig
 from playbook_plugins.optuna.protocols import ProtocolResult
 from playbook_plugins.optuna.stages import Stability, check_config, judge_stability, train_stage
 
 SECTION = "Gradient clipping"
-# Of `check_stability`: of healthy runs.
-_ERROR_RATE = 0.02
 # Of shares.
 _ROUNDING = 1e-9
 
@@ -158,7 +156,7 @@ def _thresholds(unclipped: TrialRecord, percentile: float, max_clipped_share: fl
 
 def _finding(subject: str, verdict: Verdict, numbers: Mapping[str, Number]) -> Finding:
     return Finding(
-        check="clipping", subject=subject, verdict=verdict, numbers=numbers, section=SECTION, error_rate=_ERROR_RATE
+        check="clipping", subject=subject, verdict=verdict, numbers=numbers, section=SECTION, error_rate=ERROR_RATE
     )
 
 

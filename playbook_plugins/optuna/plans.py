@@ -76,7 +76,7 @@ class Plan:
                         f"`points` varies {name!r}, which `fixed` holds at {self.fixed[name]!r}: a run can have one "
                         "value only. Leave it out of one of them."
                     )
-                if not isinstance(value, int | float | str | None):
+                if not is_plain(value):
                     raise ValueError(
                         f"`points` has {value!r} for {name!r}: a study can hold Python's numbers, text, booleans and "
                         "None. Name the value by one of these, and let `train` look it up."
@@ -180,6 +180,11 @@ def run_plan(
         older_than=None,
     )
     return planned_trials(study)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a study can hold a value as that of a hyperparameter."""
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def planned_trials(study: optuna.Study) -> Trials:

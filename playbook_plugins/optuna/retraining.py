@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 from playbook_plugins.analysis.adoption import SECTION
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.records import Direction
-from playbook_plugins.analysis.retrains import RetrainComparison, compare_retrains
+from playbook_plugins.analysis.retrains import (
+    ALPHA,
+    ERROR_RATE,
+    RetrainComparison,
+    compare_retrains,
+    comparison_numbers,
+)
 from playbook_plugins.analysis.selection_bias import estimate_selection_bias
 from playbook_plugins.analysis.trial_variance import estimate_trial_variance
 from playbook_plugins.analysis.trials import Trials
@@ -29,10 +35,6 @@ from playbook_plugins.optuna.baseline import Baseline
 from playbook_plugins.optuna.plans import Plan, TrainConfig
 from playbook_plugins.optuna.protocols import ProtocolResult
 from playbook_plugins.optuna.stages import train_stage
-
-_ALPHA = 0.05
-# Of `compare_retrains` at p <= 0.05, simulated.
-_ERROR_RATE = 0.06
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,7 +185,7 @@ def retrain(
             reached = np.array(incumbent.objectives)
         findings.append(_noise("baseline", reached))
         comparison = compare_retrains(candidate, reached, direction, known_sd, known_freedom=known_freedom)
-        is_adopted = comparison.p <= _ALPHA
+        is_adopted = comparison.p <= ALPHA
         findings.append(_launch(comparison, adds_complexity.strip()))
     if searched is not None:
         findings.append(_searched_value(searched, candidate, known_sd, known_freedom))
@@ -217,16 +219,13 @@ def _noise(subject: str, objective: NDArray[np.float64]) -> Finding:
 
 
 def _launch(comparison: RetrainComparison, adds_complexity: str) -> Finding:
-    numbers: dict[str, Number] = {
-        name: value if isinstance(value, int | str) else _known(value) for name, value in vars(comparison).items()
-    }
     return Finding(
         check="launch",
         subject="candidate",
-        verdict=Verdict.FLAG if comparison.p <= _ALPHA else Verdict.NO_EVIDENCE,
-        numbers=numbers | {"allowed_p": _ALPHA, "adds_complexity": adds_complexity},
+        verdict=Verdict.FLAG if comparison.p <= ALPHA else Verdict.NO_EVIDENCE,
+        numbers=comparison_numbers(comparison) | {"allowed_p": ALPHA, "adds_complexity": adds_complexity},
         section=SECTION,
-        error_rate=_ERROR_RATE,
+        error_rate=ERROR_RATE,
     )
 
 
@@ -253,14 +252,14 @@ def _searched_value(
             height = optimism / (sd * math.sqrt(1.0 + 1.0 / len(finite)))
             p = float(scipy.special.ndtr(-height) if math.isinf(freedom) else scipy.special.stdtr(freedom, -height))
             numbers |= {"p": p, "expected_bias": bias.expected_bias, "shrunken": bias.shrunken, "sd": sd}
-            verdict = Verdict.FLAG if p <= _ALPHA else Verdict.NO_EVIDENCE
+            verdict = Verdict.FLAG if p <= ALPHA else Verdict.NO_EVIDENCE
     return Finding(
         check="searched value",
         subject="candidate",
         verdict=verdict,
         numbers=numbers,
         section=SECTION,
-        error_rate=_ALPHA,
+        error_rate=ALPHA,
     )
 
 

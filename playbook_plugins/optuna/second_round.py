@@ -16,7 +16,7 @@ import optuna
 from playbook_plugins.analysis.curves import diagnose_curve
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.trials import Trials
-from playbook_plugins.optuna.plans import Plan, TrainConfig
+from playbook_plugins.optuna.plans import Plan, TrainConfig, is_plain
 from playbook_plugins.optuna.protocols import ProtocolResult
 from playbook_plugins.optuna.schedule_extension import Extend, check_extension, extend_schedule
 from playbook_plugins.optuna.stages import train_stage
@@ -157,9 +157,8 @@ def _plan(configs: list[dict[str, Any]], goal: str, log: list[str]) -> Plan:
     points, passed = [], []
     for config in configs:
         own = {name: value for name, value in config.items() if name not in shared}
-        is_plain = {name: value is None or isinstance(value, bool | int | float | str) for name, value in own.items()}
-        points.append({name: value for name, value in own.items() if is_plain[name]})
-        passed.append({name: value for name, value in own.items() if not is_plain[name]})
+        points.append({name: value for name, value in own.items() if is_plain(value)})
+        passed.append({name: value for name, value in own.items() if not is_plain(value)})
     varied = {name for point in points for name in point}
     return Plan(
         goal=goal,

@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
 from playbook_plugins.analysis.records import Direction
+from playbook_plugins.analysis.stability import ERROR_RATE
 from playbook_plugins.optuna.plans import Plan, TrainConfig
 from playbook_plugins.optuna.protocols import ProtocolResult
 from playbook_plugins.optuna.stages import Stability, check_config, judge_stability, train_stage
@@ -24,8 +25,6 @@ SECTION = "How to apply learning rate warmup"
 _LONG_SHARE = 0.05
 # The least of the orders of magnitude that are tried by default, as in the playbook's example.
 _LEAST = 10
-# Of `check_stability`: of healthy runs.
-_ERROR_RATE = 0.02
 
 
 def tune_warmup(
@@ -196,7 +195,7 @@ def _judge_rate(
     }
     verdict = Verdict.FLAG if is_refuted else Verdict.TOO_LITTLE_DATA if shortest is None else Verdict.NO_EVIDENCE
     return Finding(
-        check="warmup", subject=subject, verdict=verdict, numbers=numbers, section=SECTION, error_rate=_ERROR_RATE
+        check="warmup", subject=subject, verdict=verdict, numbers=numbers, section=SECTION, error_rate=ERROR_RATE
     )
 
 

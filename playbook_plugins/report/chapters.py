@@ -176,7 +176,14 @@ def _axis_legend(trials: Trials) -> list[dict[str, str]]:
     return legend
 
 
-def chart_data(chart: Chart, name: str, *, legend: bool) -> dict[str, Any]:
+def place_figures(figures: Sequence[dict[str, Any]], key: str, charts: list[dict[str, Any]]) -> None:
+    """Give each figure its place on the page, and move its chart to those that the page's script draws."""
+    for figure in figures:
+        figure["id"] = f"{key}-chart-{len(charts)}"
+        charts.append(_chart_data(figure.pop("chart"), figure["id"], legend=figure.pop("legend")))
+
+
+def _chart_data(chart: Chart, name: str, *, legend: bool) -> dict[str, Any]:
     """Return a chart as the page's script draws it, without the rows of trials that the study holds once."""
     # Rows of trials are the study's, stored once; other data, as the points of curves, stay with the chart.
     rows = chart.spec["data"]["values"]

@@ -24,7 +24,7 @@ from playbook_plugins.analysis import Finding, Trials
 from playbook_plugins.charts.chart import import_vl_convert
 from playbook_plugins.charts.files import write_atomically
 from playbook_plugins.charts.theme import config
-from playbook_plugins.report.chapters import chart_data, list_figures
+from playbook_plugins.report.chapters import list_figures, place_figures
 from playbook_plugins.report.inputs import findings_of, proposals_of, refuse_more
 from playbook_plugins.report.markdown import render_markdown
 from playbook_plugins.report.procedure import Procedure, describe_procedure, draw_procedure, name_of, stages_of
@@ -138,10 +138,8 @@ def render_report(
     whole: dict[str, Any] | None = None
     if procedure is not None:
         figures = list_figures(draw_procedure(procedure))
-        for place, figure in enumerate(figures):
-            figure["id"] = f"procedure-chart-{place}"
-            # The script draws it with those of the first stage.
-            drawn[0][1]["charts"].append(chart_data(figure.pop("chart"), figure["id"], legend=figure.pop("legend")))
+        # The script draws them with those of the first stage.
+        place_figures(figures, "procedure", drawn[0][1]["charts"])
         whole = describe_procedure(procedure) | {"figures": figures}
     data = {
         "configs": {"light": _page_config(dark=False), "dark": _page_config(dark=True)},

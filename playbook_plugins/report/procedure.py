@@ -6,8 +6,8 @@ the shape of their results will do.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -99,11 +99,11 @@ def _searched(trials: Trials) -> list[Parameter]:
 
 
 def _one_sweep(stages: Sequence[Trials], like: Trials, rate: str) -> Trials:
-    """Return the runs of all stages as one sweep of the learning rate, with the objective of one of them."""
-    ranges = [trials.parameter(rate) for trials in stages]
-    widest = replace(
-        ranges[0], low=min(parameter.low for parameter in ranges), high=max(parameter.high for parameter in ranges)
-    )
+    """Return the runs of all stages as one sweep of the learning rate, with the objective of one of them.
+
+    `Trials.concat` is for the studies of one round: it would take their different ranges for branches.
+    """
+    widest = functools.reduce(Parameter.widen, (trials.parameter(rate) for trials in stages))
     return Trials.from_columns(
         stages[0].name,
         [widest],

@@ -17,7 +17,7 @@ import numpy as np
 from playbook_plugins.analysis import Finding, Parameter, Status, Trials, Verdict
 from playbook_plugins.charts.curves import best_evaluation
 from playbook_plugins.charts.table import choice_labels, describe_drawn, drawn_rows, trial_rows
-from playbook_plugins.report.chapters import chart_data, list_chapters
+from playbook_plugins.report.chapters import list_chapters, place_figures
 from playbook_plugins.report.next_round_flags import NEXT_ROUND_FLAGS
 from playbook_plugins.report.phrases import config_text, number_text
 from playbook_plugins.report.proposal import ProposedRound, describe_proposal
@@ -84,9 +84,7 @@ def draw_study(trials: Trials, findings: Sequence[Finding] | None, key: str) -> 
     chapters = list_chapters(trials, findings or [], is_stage=findings is None)
     charts: list[dict[str, Any]] = []
     for chapter in chapters:
-        for figure in chapter["figures"]:
-            figure["id"] = f"{key}-chart-{len(charts)}"
-            charts.append(chart_data(figure.pop("chart"), figure["id"], legend=figure.pop("legend")))
+        place_figures(chapter["figures"], key, charts)
     rows = trial_rows(trials)
     context = {
         "key": key,
