@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
 import pytest
+from example_scripts import EXAMPLES, run
 
 from playbook_plugins.optuna import trials_from_study
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-# The trained networks are small: more threads than one only wait for each other.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
-def run(folder: Path, script: str, *arguments: str, strict: bool = True, status: int = 0) -> str:
-    """Run an example and return what it printed; strictly, any warning ends it."""
-    finished = subprocess.run(
-        [sys.executable, *(["-W", "error"] if strict else []), str(EXAMPLES / script), *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=280,
-    )
-    assert finished.returncode == status, finished.stdout
-    return finished.stdout
 
 
 def test_a_study_made_without_the_package_gets_its_review_and_page(tmp_path: Path) -> None:

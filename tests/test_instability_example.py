@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -23,9 +22,9 @@ from xml.etree import ElementTree
 import optuna
 import pytest
 import torch
+from example_scripts import ENVIRONMENT, EXAMPLES, load_example, run
 from lightning_toys import QUIET
 from optuna.trial import TrialState
-from test_examples import ENVIRONMENT, EXAMPLES, run
 
 from playbook_plugins.analysis import InfeasibleError, Status
 from playbook_plugins.optuna.indices import sequence_indices
@@ -258,17 +257,6 @@ def test_two_processes_killed_at_any_moment_end_as_one_that_was_not(
     hold_that_it_survives(tmp_path, moments, expected, "--processes", "2", n_processes=2)
 
 
-def load_example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("instability", EXAMPLES / "instability.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules["instability"] = loaded
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.filterwarnings("ignore:LearningRateWarmup takes 50%")
 class TestInstability:
     """The claims of the full run, its medians over three seeds, by the runs that they rest on."""
@@ -302,7 +290,7 @@ class TestInstability:
     # Two of the three seeds make the median; the full run's ratio of the one left out, seed 1, is 3.2.
     @pytest.mark.parametrize("seed", [0, 2])
     def test_warmup_allows_a_rate_five_times_as_large(self, seed: int) -> None:
-        example = load_example()
+        example = load_example("instability")
         warmup, _ = example.choose_workloads(False)
         [remedy] = warmup.remedies.values()
         assert len(warmup.seeds) == 3
@@ -315,7 +303,7 @@ class TestInstability:
         assert self.attempt(example, warmup, larger, seed, **remedy)[0]
 
     def test_clipping_allows_a_rate_three_times_as_large(self) -> None:
-        example = load_example()
+        example = load_example("instability")
         _, clipping = example.choose_workloads(False)
         ratios: dict[int, list[float]] = {90: [], 75: []}
         for seed in clipping.seeds:

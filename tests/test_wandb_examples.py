@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from example_scripts import EXAMPLES, load_example
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from wandb.sdk.sweeps.scheduler.optuna import build_optuna_optimizer
@@ -25,7 +25,6 @@ from playbook_plugins.analysis import Trials
 from playbook_plugins.optuna import HaltonSampler, trials_from_study
 from playbook_plugins.wandb import trials_from_offline
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SWEEP = EXAMPLES / "wandb_sweep"
 SPACE = {
     "learning_rate": FloatDistribution(0.001, 30.0, log=True),
@@ -148,11 +147,7 @@ def test_the_sweep_compares_both_activations_at_the_same_points(monkeypatch: pyt
 
 def test_the_comparison_of_the_smoke_test_is_strict(wandb_server: LoopbackServer) -> None:
     # The server's fixture imports what the script needs without its warning.
-    spec = importlib.util.spec_from_file_location("wandb_smoke", EXAMPLES / "wandb_smoke.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_example("wandb_smoke")
     _, logged, _, _ = script.make_trials("smoke")
     assert script.find_differences(logged, logged.select(range(len(logged)))) == []
     assert {str(status) for status in logged.status} == {"complete", "infeasible"}

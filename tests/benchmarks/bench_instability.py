@@ -5,7 +5,6 @@ Run it with ``python tests/benchmarks/bench_instability.py``; it takes three to 
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -15,22 +14,19 @@ from pathlib import Path
 import optuna
 from claims import claim
 
-from playbook_plugins.optuna import trials_from_study
+# The helpers of the tests.
+sys.path.append(str(Path(__file__).parents[1]))
 
-EXAMPLE = Path(__file__).parents[2] / "examples/instability.py"
+from example_scripts import EXAMPLES, load_example
+
+from playbook_plugins.optuna import trials_from_study
 
 
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    spec = importlib.util.spec_from_file_location("instability", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules["instability"] = example
-    spec.loader.exec_module(example)
+    example = load_example("instability")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, str(EXAMPLE), "--output", folder], check=True)
+        subprocess.run([sys.executable, str(EXAMPLES / "instability.py"), "--output", folder], check=True)
         storage = f"sqlite:///{folder}/instability.db"
         medians = {}
         for workload in example.choose_workloads(False):
