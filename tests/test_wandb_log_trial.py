@@ -179,6 +179,31 @@ def test_a_study_is_logged_from_threads(wandb_server: LoopbackServer) -> None:
         np.testing.assert_array_equal(curve.validation, make_record(number).curve.validation)
 
 
+def test_threads_that_log_first_all_reach_the_users_server(
+    wandb_server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The client shows its settings to other threads before it has read them from the environment: a thread that comes
+    # a moment after the first would send its trial to the public server.
+    read = wandb.Settings.update_from_system_settings
+
+    def read_slowly(settings: wandb.Settings) -> None:
+        time.sleep(0.3)
+        read(settings)
+
+    monkeypatch.setattr(wandb.Settings, "update_from_system_settings", read_slowly)
+    wandb.teardown()
+    first = threading.Barrier(4)
+
+    def log(number: int) -> str:
+        first.wait()
+        time.sleep(0.05 * number)
+        return log_trial(make_record(number), {"rate": number}, study="s", number=number, project="p")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(log, range(4)))
+    assert sorted(run.settings["playbook_number"] for run in wandb_server.runs) == [0, 1, 2, 3]
+
+
 WORKER = """
 import sys
 from wandb_studies import make_record

@@ -146,6 +146,8 @@ def test_threads_log_runs_at_the_same_time(wandb_server: LoopbackServer) -> None
             for step in range(20):
                 run.log({"value": worker * 100 + step})
 
+    # Threads that begin runs while the client still reads its settings would get the defaults.
+    wandb.setup()
     threads = [threading.Thread(target=train, args=(worker,)) for worker in range(3)]
     for thread in threads:
         thread.start()

@@ -18,6 +18,23 @@ def import_wandb() -> Any:
     return _import("wandb", "wandb", "logs runs and reads them")
 
 
+def start_wandb() -> Any:
+    """Return the module ``wandb``, with its settings read and its side-car running: what goes online begins here.
+
+    The client reads its settings at its first use, and meanwhile shows other threads the defaults: a thread that came
+    a moment after the first would talk to the public server, whatever server the user has named. ``wandb.setup``
+    reads them under a lock.
+
+    Raises
+    ------
+    ImportError
+        When it is not installed; the message has the pip command.
+    """
+    wandb = import_wandb()
+    wandb.setup()
+    return wandb
+
+
 def import_reports() -> Any:
     """Return the module ``wandb_workspaces.reports.v2``, without the warnings that it gives of its own code.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from playbook_plugins.analysis.records import Status, TrialRecord
 from playbook_plugins.analysis.trials import Trials
-from playbook_plugins.wandb.clients import import_wandb
+from playbook_plugins.wandb.clients import start_wandb
 from playbook_plugins.wandb.outages import OUTAGE, OUTAGE_SECONDS
 from playbook_plugins.wandb.retrying import describe, is_passing
 from playbook_plugins.wandb.run_layout import (
@@ -121,8 +121,7 @@ def log_trial(
         "name": (name or (study_name if number is None else f"{study_name}-{number}"))[:_MAX_NAME],
         "notes": notes,
     }
-    wandb = import_wandb()
-    own, caveat = _start(wandb, description, entry, settings)
+    own, caveat = _start(description, entry, settings)
     exit_code = 1
     try:
         _write(own, entry)
@@ -200,7 +199,7 @@ def _id_of(run: Any) -> Any:
     return run.id
 
 
-def _start(wandb: Any, description: dict[str, Any], entry: TrialEntry, settings: Any) -> tuple[Any, str]:
+def _start(description: dict[str, Any], entry: TrialEntry, settings: Any) -> tuple[Any, str]:
     """Return a new run, and why it is offline where W&B could not be reached."""
     own = {
         "console": "off",
@@ -220,6 +219,7 @@ def _start(wandb: Any, description: dict[str, Any], entry: TrialEntry, settings:
     options = {**description, "config": entry.write_config(), "reinit": "create_new"}
 
     def start(**more: Any) -> Any:
+        wandb = start_wandb()
         return wandb.init(**options, settings=wandb.Settings(**{**own, **given, **more}))
 
     if OUTAGE.is_on():

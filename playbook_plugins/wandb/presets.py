@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from playbook_plugins.wandb.clients import import_wandb
+from playbook_plugins.wandb.clients import start_wandb
 from playbook_plugins.wandb.preset_axis import axis_spec
 from playbook_plugins.wandb.preset_best_step import best_step_spec
 from playbook_plugins.wandb.preset_budget import budget_spec
@@ -125,7 +125,7 @@ def publish_presets(
             "the charts."
         )
     chosen = list(PRESETS.values() if presets is None else presets)
-    api = with_retries("log in to W&B", import_wandb().Api)
+    api = with_retries("log in to W&B", lambda: start_wandb().Api())
     for preset in chosen:
         _publish(api, entity, access, preset)
     return {preset.stem: f"{entity}/{preset.name}" for preset in chosen}

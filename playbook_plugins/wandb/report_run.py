@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playbook_plugins.wandb.clients import import_wandb
+from playbook_plugins.wandb.clients import import_wandb, start_wandb
 from playbook_plugins.wandb.report_tables import ReportTable
 from playbook_plugins.wandb.retrying import WandbUnavailableError, describe, with_retries
 from playbook_plugins.wandb.run_layout import REPORT_JOB
@@ -71,8 +71,8 @@ def log_report_run(entity: str, project: str, logged: ReportRun) -> None:
     WandbUnavailableError
         When W&B cannot be reached, or some part did not arrive. The run may be there in part: delete it.
     """
-    wandb = import_wandb()
     with _hold("start the report's run"):
+        wandb = start_wandb()
         run = wandb.init(
             entity=entity,
             project=project,
@@ -143,10 +143,9 @@ def delete_report_run(entity: str, project: str, run_id: str, marker: str | None
     WandbUnavailableError
         When W&B does not answer.
     """
-    wandb = import_wandb()
 
     def delete() -> bool:
-        found = wandb.Api().runs(f"{entity}/{project}", filters={"name": run_id}, lazy=False)
+        found = start_wandb().Api().runs(f"{entity}/{project}", filters={"name": run_id}, lazy=False)
         try:
             runs = [run for run in found if run.id == run_id and (marker is None or _belongs(run, marker))]
         except ValueError:

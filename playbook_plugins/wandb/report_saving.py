@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 from playbook_plugins.charts.theme import label
-from playbook_plugins.wandb.clients import import_wandb
+from playbook_plugins.wandb.clients import start_wandb
 from playbook_plugins.wandb.retrying import with_retries
 
 Kind: TypeAlias = Literal["report", "template"]
@@ -128,7 +128,7 @@ def save_report(report: Any, marker: str, *, draft: bool) -> tuple[SavedReport, 
 
 def _find(entity: str, project: str, marker: str, draft: bool) -> SavedReport | None:
     # An Api keeps the lists that it has read.
-    reports = import_wandb().Api().reports(f"{entity}/{project}")
+    reports = start_wandb().Api().reports(f"{entity}/{project}")
     # Without this, W&B lists published reports only.
     reports.variables["viewType"] = _VIEW_TYPES[draft]
     try:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from playbook_plugins.analysis.parameters import Parameter
 from playbook_plugins.analysis.records import Curve, Direction
 from playbook_plugins.analysis.trials import Trials
-from playbook_plugins.wandb.clients import import_wandb
+from playbook_plugins.wandb.clients import start_wandb
 from playbook_plugins.wandb.retrying import WandbUnavailableError, with_retries
 from playbook_plugins.wandb.run_curves import check_curve_keys, check_curves_found, gather_curve
 from playbook_plugins.wandb.run_layout import (
@@ -107,11 +107,10 @@ def trials_from_runs(
     """
     check_curve_keys(curves)
     check_n_curves(n_curves)
-    wandb = import_wandb()
     path = f"{entity}/{project}"
 
     def read_table() -> tuple[list[Any], Mapping[str, Any] | None]:
-        own = wandb.Api(timeout=_REQUEST_SECONDS) if api is None else api
+        own = start_wandb().Api(timeout=_REQUEST_SECONDS) if api is None else api
         config = None if sweep is None else dict(own.sweep(f"{path}/{sweep}").config)
         conditions = [dict(filters)] if filters else []
         conditions += [] if sweep is None else [{"sweep": sweep}]
@@ -160,10 +159,10 @@ def numbers_of_runs(entity: str, project: str, study: str) -> set[int]:
     WandbUnavailableError
         When W&B does not answer.
     """
-    wandb = import_wandb()
 
     def read() -> set[int]:
-        runs = wandb.Api(timeout=_REQUEST_SECONDS).runs(
+        api = start_wandb().Api(timeout=_REQUEST_SECONDS)
+        runs = api.runs(
             f"{entity}/{project}",
             filters={f"config.{STUDY_NAME_KEY}": study},
             per_page=_PER_PAGE,
