@@ -30,7 +30,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from playbook_plugins.analysis import Curve, InfeasibleError, TrialRecord
-from playbook_plugins.optuna import Round, redo_lost, trials_from_study
+from playbook_plugins.optuna import Round, trials_from_study
 from playbook_plugins.optuna.recovery import WORKER_KEY
 from playbook_plugins.report import write_report
 
@@ -104,8 +104,6 @@ def join(place: str, older_than: datetime.timedelta | None) -> None:
     study = Round.load_study(study_name=STUDY, storage=open_storage(place))
     design = Round.from_study(study)
     design.optimize(study, train, older_than=older_than)
-    while redo_lost(study, older_than, n_indices=design.n_trials):
-        design.optimize(study, train, older_than=older_than)
 
 
 def start_workers(place: str, n_workers: int) -> int:

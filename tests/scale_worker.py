@@ -111,11 +111,8 @@ def main() -> None:
 
 
 def _heartbeat() -> dict[str, Any]:
-    """Return Optuna's options that find a dead worker on another machine and queue its trial again."""
-    options: dict[str, Any] = {"heartbeat_interval": 1, "grace_period": 4}
-    if hasattr(optuna.storages, "RetryHeartbeatStaleTrialCallback"):
-        return options | {"heartbeat_stale_trial_callback": optuna.storages.RetryHeartbeatStaleTrialCallback()}
-    return options | {"failed_trial_callback": optuna.storages.RetryFailedTrialCallback()}
+    """Return Optuna's options that find a dead worker on another machine."""
+    return {"heartbeat_interval": 1, "grace_period": 4}
 
 
 def _draw(storage: RDBStorage, name: str, n_trials: int, sampler: BaseSampler) -> None:

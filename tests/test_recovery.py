@@ -14,6 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from playbook_plugins.optuna import HaltonSampler, redo_lost, trials_from_study
@@ -153,6 +154,61 @@ def test_a_process_number_used_again_does_not_keep_a_trial_alive() -> None:
     signature["process"] = [os.getpid(), 1]
     trial.set_user_attr(WORKER_KEY, signature)
     assert redo_lost(study) == [0]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with Study.optimize")
+def test_a_trial_of_another_machine_is_lost_when_its_heart_has_stopped(tmp_path: Path) -> None:
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        storage = RDBStorage(f"sqlite:///{tmp_path}/study.db", heartbeat_interval=1, grace_period=2)
+    study = optuna.create_study(storage=storage, sampler=HaltonSampler(seed=0))
+    trial = study.ask()
+    sign(trial)
+    trial.set_user_attr(WORKER_KEY, {**trial.user_attrs[WORKER_KEY], "machine": "elsewhere", "process": [1, 1]})
+    storage.record_heartbeat(trial._trial_id)
+    assert redo_lost(study) == []
+    time.sleep(4)
+    assert redo_lost(study) == [0]
+
+
+def die_elsewhere(study: optuna.Study) -> None:
+    """Leave a trial as a worker does that is killed in the middle of it."""
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    sign(trial)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    trial.set_user_attr(WORKER_KEY, {**trial.user_attrs[WORKER_KEY], "process": [dead.pid, 1]})
+
+
+def test_what_a_worker_leaves_that_dies_meanwhile_is_done_by_the_others() -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        # One dies in the middle, one when every point has been begun, one while it redoes what another left.
+        if trial.number in (2, 4, 6):
+            die_elsewhere(study)
+        return trial.suggest_float("x", 0, 1)
+
+    run(study, objective, 6)
+    indices = sequence_indices(study.trials)
+    done = {indices[trial.number]: trial for trial in study.trials if trial.state is TrialState.COMPLETE}
+    assert sorted(done) == list(range(6))
+    lost = [trial for trial in study.trials if trial.state is TrialState.FAIL]
+    assert [(indices[trial.number], trial.params) for trial in lost] == [(n, done[n].params) for n in (3, 5, 5)]
+
+
+def test_an_error_that_the_user_catches_is_not_tried_again_in_the_same_call() -> None:
+    study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        point = trial.suggest_float("x", 0, 1)
+        if trial.number in (1, 4):
+            raise ValueError("of the user's own")
+        return point
+
+    for states in ("CFCC", "CFCCF", "CFCCFC"):
+        run_round(study, objective, 4, n_jobs=1, timeout=None, callbacks=(), catch=(ValueError,), older_than=None)
+        assert "".join(trial.state.name[0] for trial in study.trials) == states
 
 
 def test_a_trial_of_another_machine_is_lost_only_by_age() -> None:

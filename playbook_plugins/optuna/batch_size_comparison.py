@@ -8,7 +8,6 @@ same goal is reached.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,15 +25,14 @@ from playbook_plugins.analysis.batch_size import (
 )
 from playbook_plugins.analysis.boundaries import check_boundaries
 from playbook_plugins.analysis.findings import Finding, Number, Verdict
-from playbook_plugins.analysis.records import Direction, Status
+from playbook_plugins.analysis.records import Direction
 from playbook_plugins.analysis.steps_to_target import FewestSteps, fewest_steps, steps_to_target
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.plans import TrainConfig
 from playbook_plugins.optuna.protocols import ProtocolResult
 from playbook_plugins.optuna.rounds import Round
 from playbook_plugins.optuna.trials import kept_record, trials_from_study
-
-_POLL_SECONDS = 0.5
+from playbook_plugins.optuna.waiting import finish_together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,12 +200,12 @@ def by_steps(trials: Trials, goal: float) -> Trials:
 
 def _search(round_: Round, study: optuna.Study, train: TrainConfig, n_jobs: int) -> Trials:
     """Carry out the round, and wait for what other workers still run of it: the comparison is that of all trials."""
-    while True:
+
+    def carry_out() -> Trials:
         round_.optimize(study, lambda config, _: train(config), n_jobs=n_jobs)
-        trials = trials_from_study(study)
-        if Status.RUNNING not in trials.status:
-            return trials
-        time.sleep(_POLL_SECONDS)
+        return trials_from_study(study)
+
+    return finish_together(carry_out, round_.n_trials)
 
 
 def _throughputs(study: optuna.Study) -> dict[int, float]:

@@ -153,6 +153,14 @@ def run_plan(
     >>> trials.objective.tolist()
     [9.0, 7.0]
     """
+    study = open_plan(plan, study_name=study_name, storage=storage, direction=direction)
+    return train_plan(study, plan, train, n_jobs=n_jobs)
+
+
+def open_plan(
+    plan: Plan, *, study_name: str, storage: str | optuna.storages.BaseStorage | None, direction: Direction
+) -> optuna.Study:
+    """Return the study of a plan, made where there is none; it raises what `run_plan` does."""
     study = optuna.create_study(
         study_name=study_name,
         storage=storage,
@@ -161,6 +169,11 @@ def run_plan(
         sampler=PlanSampler(plan),
     )
     _keep(plan, study)
+    return study
+
+
+def train_plan(study: optuna.Study, plan: Plan, train: TrainConfig, *, n_jobs: int) -> Trials:
+    """Train what a plan's study of `open_plan` lacks, and return all its runs."""
     space = plan.space()
 
     def suggest(trial: optuna.Trial) -> dict[str, Any]:

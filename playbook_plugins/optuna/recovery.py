@@ -1,8 +1,8 @@
 """Which trials did a killed worker leave behind, and how are they done again without doing any twice?
 
 A trial whose worker was killed stays RUNNING for ever. Here each worker signs the trials that it runs; a signature of
-a process that is gone proves that the trial is lost. The trial is told as FAIL and queued again at its own point, by
-Optuna's own convention for retries.
+a process that is gone proves that the trial is lost. Of other machines, Optuna's heartbeat tells the same, where the
+storage has one. The trial is told as FAIL and queued again at its own point, by Optuna's own convention for retries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def redo_lost(
 ) -> list[int]:
     """Queue again every trial of a study that will never finish.
 
-    A RUNNING trial is lost when the process that signed it is known to be gone (same machine), when nobody signed it
+    A RUNNING trial is lost when the process that signed it is known to be gone (same machine), when its worker has
+    missed the beats of Optuna's heartbeat (any machine, where the storage has a heartbeat), when nobody signed it
     within 30 seconds of its creation, or when it is older than ``older_than``. Lost trials are told as FAIL. Then each
     trial without a finished or running attempt is added once more as a waiting trial at its own point, with the
     attempts before it in Optuna's system attributes ``failed_trial`` and ``retry_history``. Calling it twice, or from
@@ -41,7 +43,8 @@ def redo_lost(
         A study whose workers run `Round.objective`, which signs.
     older_than
         The age from which a RUNNING trial is lost whoever signed it; by default no age, so that a long trial on
-        another machine is never taken away. Give it for workers on machines that are gone.
+        another machine is never taken away. Give it for workers on machines that are gone, on storages without
+        heartbeat: a journal, the gRPC proxy.
     n_indices
         Queue only trials whose index in the sequence is below this; by default all.
 
@@ -50,6 +53,21 @@ def redo_lost(
     list of int
         The numbers of the trials that were queued again (of their first attempts), ascending.
     """
+    return queue_lost(study, older_than, n_indices=n_indices)
+
+
+def queue_lost(
+    study: optuna.Study,
+    older_than: datetime.timedelta | None,
+    *,
+    n_indices: int | None,
+    but_not: Collection[int] = (),
+) -> list[int]:
+    """Queue again what is lost, as `redo_lost`; but no trial whose first attempt has a number in ``but_not``."""
+    with warnings.catch_warnings():
+        # Optuna's own optimize calls it, and hushes it, too.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
     now = datetime.datetime.now()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_lost(trial, now, older_than):
@@ -57,7 +75,7 @@ def redo_lost(
     trials = study.get_trials(deepcopy=False)
     queued = []
     for root, attempts in _by_root(trials, n_indices).items():
-        if all(attempt.state is TrialState.FAIL for attempt in attempts):
+        if root not in but_not and all(attempt.state is TrialState.FAIL for attempt in attempts):
             _queue_again(study, root, attempts)
             queued.append(root)
     return queued

@@ -299,7 +299,8 @@ class Round:
         """Run trials until the round has its n_trials in all, whoever ran them.
 
         A run that was killed is started again with the same call: it first queues what the killed one left
-        (`redo_lost`), then goes on where it stopped. Several processes may call it at once.
+        (`redo_lost`), then goes on where it stopped. Several processes may call it at once; what one of them leaves
+        that dies meanwhile, the others find and do, the last of them before it returns.
 
         Parameters
         ----------
@@ -310,7 +311,7 @@ class Round:
         n_jobs, timeout, callbacks, catch
             As in `optuna.Study.optimize`.
         older_than
-            As in `redo_lost`.
+            As in `redo_lost`, at the start.
 
         Raises
         ------

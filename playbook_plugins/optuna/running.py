@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 from playbook_plugins.optuna.indices import sequence_indices
-from playbook_plugins.optuna.recovery import first_attempt, is_overtaken, is_unsigned, redo_lost, sign
+from playbook_plugins.optuna.recovery import first_attempt, is_overtaken, is_unsigned, queue_lost, sign
 from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, record_trial
 
 Train: TypeAlias = Callable[[dict[str, Any], optuna.Trial], TrialRecord]
@@ -73,20 +73,27 @@ def run_round(
     catch: tuple[type[Exception], ...],
     older_than: datetime.timedelta | None,
 ) -> None:
-    """Run trials until each of the first ``n_trials`` indices has a finished one: the work of `Round.optimize`."""
+    """Run trials until each of the first ``n_trials`` indices has a finished one: the work of `Round.optimize`.
+
+    Workers that die meanwhile are found in the end, and their trials are run here.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     # The numbers of the trials that ended here and whose outcome the storage does not have yet.
     untold: set[int] = set()
+    # The first attempts of the trials that failed here by an error that the user catches: another call tries again.
+    failed_here: set[int] = set()
 
     def note_told(_: optuna.Study, trial: FrozenTrial) -> None:
         untold.discard(trial.number)
+        if trial.state is TrialState.FAIL and NOT_NEEDED_KEY not in trial.user_attrs:
+            failed_here.add(first_attempt(trial))
 
     def stop_when_done(study: optuna.Study, _: FrozenTrial) -> None:
         if not _is_work_left(study, n_trials):
             study.stop()
 
     while True:
-        redo_lost(study, older_than, n_indices=n_trials)
+        queue_lost(study, older_than, n_indices=n_trials, but_not=failed_here)
         seconds = None if deadline is None else deadline - time.monotonic()
         if seconds is not None and seconds <= 0:
             return
@@ -110,6 +117,10 @@ def run_round(
             if _is_work_left(study, n_trials):
                 # The user's own callback called study.stop(), or time is out.
                 return
+            # A worker may have died while this one was at work. The age counts at the start only: two workers whose
+            # trials last longer would take the same one from each other for ever.
+            older_than = None
+            continue
         # A worker that was killed right after it made a trial could not sign it; only time tells it from one that
         # is about to.
         if not any(is_unsigned(trial) for trial in study.get_trials(deepcopy=False)):

@@ -5,12 +5,10 @@ Playbook: "Identifying unstable workloads" for what an unstable run is.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
 
 from playbook_plugins.analysis.findings import Verdict
@@ -18,11 +16,9 @@ from playbook_plugins.analysis.records import Curve, Direction, Status, TrialRec
 from playbook_plugins.analysis.stability import check_stability
 from playbook_plugins.analysis.trials import Trials
 from playbook_plugins.optuna.baseline import Baseline
-from playbook_plugins.optuna.plans import Plan, TrainConfig, run_plan
+from playbook_plugins.optuna.plans import Plan, TrainConfig, open_plan, train_plan
 from playbook_plugins.optuna.trials import kept_record
-
-_POLL_SECONDS = 0.5
-_OVER = (Status.COMPLETE, Status.INFEASIBLE, Status.PRUNED)
+from playbook_plugins.optuna.waiting import finish_together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +57,8 @@ def train_stage(
 
     What comes next depends on all of a stage: a worker that went ahead of another's last run would plan other runs.
     """
-    while True:
-        trials = run_plan(plan, train, study_name=study_name, storage=storage, direction=direction, n_jobs=n_jobs)
-        if len(trials) == len(plan.points) and all(status in _OVER for status in trials.status):
-            break
-        time.sleep(_POLL_SECONDS)
-    study = optuna.load_study(study_name=study_name, storage=storage)
+    study = open_plan(plan, study_name=study_name, storage=storage, direction=direction)
+    trials = finish_together(lambda: train_plan(study, plan, train, n_jobs=n_jobs), len(plan.points))
     frozen = study.get_trials(deepcopy=False)
     records = tuple(
         kept_record(frozen[number])
