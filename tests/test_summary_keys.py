@@ -3,15 +3,14 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import wandb
 import yaml
 from lightning_toys import PACKAGES, QUIET, make_loader, make_model, make_trainer
+from wandb_offline import wandb_folder as wandb_folder
 
 from playbook_plugins.analysis import Curve, InfeasibleError, Status, TrialRecord
 from playbook_plugins.lightning.clipping import PercentileGradientClipping
@@ -202,15 +201,7 @@ def test_the_loggers_of_a_trial_run_take_it(package: Any, tmp_path: Path) -> Non
     assert not any(tmp_path.rglob("*.csv"))
 
 
-@pytest.fixture
-def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield
-    wandb.teardown()
-
-
-@pytest.mark.usefixtures("_offline")
+@pytest.mark.usefixtures("wandb_folder")
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("exception", [None, InfeasibleError("diverged: too high")])
 def test_wandb_has_them_in_the_summary(package: Any, exception: Exception | None, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import wandb
 from wandb.errors import CommError
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-from wandb_server import DEFAULT_ENTITY, LoopbackServer
+from wandb_server import DEFAULT_ENTITY, LoopbackServer, start_server
 
 PROJECT = f"{DEFAULT_ENTITY}/tuning"
 
@@ -26,6 +26,15 @@ def _all_requests_are_understood(wandb_server: LoopbackServer) -> Iterator[None]
     yield
     assert wandb_server.invalid == []
     assert wandb_server.unknown == []
+
+
+def test_a_client_that_an_earlier_test_left_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.setup()
+    assert "WANDB_SERVICE" in os.environ
+    with pytest.MonkeyPatch.context() as patch:
+        next(start_server(tmp_path / "later", patch))
+    assert "WANDB_SERVICE" not in os.environ
 
 
 @pytest.fixture

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from wandb_server import end_client, forget_client
 
 
 @pytest.fixture
 def wandb_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield the folder below which offline runs are kept; end the client's side process afterwards."""
-    import wandb
-
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+    forget_client(monkeypatch)
     folder = tmp_path / "runs"
     folder.mkdir()
     for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
@@ -23,6 +20,5 @@ def wandb_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    wandb.teardown()
     yield folder
-    wandb.teardown()
+    end_client()

@@ -300,21 +300,28 @@ def end_client() -> None:
         ending.join()
 
 
+def forget_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the client that an earlier test left, and take W&B's variables out of the environment.
+
+    In this order: the address of a side-car stands in the environment too, and would come back after the test.
+    """
+    end_client()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
 def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackServer]:
     """Yield a server that this process's W&B client talks to; end the client's side-car afterwards."""
     with warnings.catch_warnings():
         # The package still declares its models in Pydantic's old way, and says so once, at its first import.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="wandb_workspaces")
         import wandb_workspaces.reports.v2  # noqa: F401
-    import wandb
     from wandb.sdk import wandb_setup
 
     with LoopbackServer() as server:
-        for name in [name for name in os.environ if name.startswith("WANDB_")]:
-            monkeypatch.delenv(name)
+        forget_client(monkeypatch)
         for name, value in server.environment(tmp_path / "wandb").items():
             monkeypatch.setenv(name, value)
-        wandb.teardown()
         yield server
         server.heal()
         # A run that a failed test left open would have its threads raise in the next test.
