@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from playbook_plugins.optuna import HaltonSampler, redo_lost, trials_from_study
 from playbook_plugins.optuna.indices import sequence_indices
+from playbook_plugins.optuna.masking import MASK
 from playbook_plugins.optuna.recovery import WORKER_KEY, sign
 from playbook_plugins.optuna.running import run_round
 
@@ -209,6 +210,36 @@ def test_an_error_that_the_user_catches_is_not_tried_again_in_the_same_call() ->
     for states in ("CFCC", "CFCCF", "CFCCFC"):
         run_round(study, objective, 4, n_jobs=1, timeout=None, callbacks=(), catch=(ValueError,), older_than=None)
         assert "".join(trial.state.name[0] for trial in study.trials) == states
+
+
+def test_workers_do_not_try_the_errors_of_each_other_again() -> None:
+    study = make_study()
+
+    def fail(trial: optuna.Trial) -> float:
+        trial.suggest_float("x", 0, 1)
+        raise ValueError("no data at https://me:secret@data.example")
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 1:
+            # Another worker, whose only trial fails.
+            stop = [lambda study, _: study.stop()]
+            run_round(
+                optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=study.sampler),
+                fail,
+                4,
+                n_jobs=1,
+                timeout=None,
+                callbacks=stop,
+                catch=(ValueError,),
+                older_than=None,
+            )
+        return trial.suggest_float("x", 0, 1)
+
+    run(study, objective, 4)
+    assert "".join(trial.state.name[0] for trial in study.trials) == "CCFC"
+    assert trials_from_study(study).reason[2] == f"ValueError: no data at https://me:{MASK}@data.example"
+    run(study, objective, 4)
+    assert "".join(trial.state.name[0] for trial in study.trials) == "CCFCC"
 
 
 def test_a_trial_of_another_machine_is_lost_only_by_age() -> None:

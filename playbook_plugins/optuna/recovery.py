@@ -11,7 +11,7 @@ import datetime
 import os
 import platform
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from playbook_plugins.optuna.indices import sequence_indices
+from playbook_plugins.optuna.trials import ERROR_KEY, NOT_NEEDED_KEY
 
 WORKER_KEY = "playbook:worker"
 # Between its creation and its worker's signature a trial is unsigned for some milliseconds.
@@ -61,9 +62,9 @@ def queue_lost(
     older_than: datetime.timedelta | None,
     *,
     n_indices: int | None,
-    but_not: Collection[int] = (),
+    errors_too: bool = True,
 ) -> list[int]:
-    """Queue again what is lost, as `redo_lost`; but no trial whose first attempt has a number in ``but_not``."""
+    """Queue again what is lost, as `redo_lost`; without ``errors_too`` none whose last attempt ended by an error."""
     with warnings.catch_warnings():
         # Optuna's own optimize calls it, and hushes it, too.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -75,7 +76,7 @@ def queue_lost(
     trials = study.get_trials(deepcopy=False)
     queued = []
     for root, attempts in _by_root(trials, n_indices).items():
-        if root not in but_not and all(attempt.state is TrialState.FAIL for attempt in attempts):
+        if all(attempt.state is TrialState.FAIL for attempt in attempts) and (errors_too or _is_lost_last(attempts)):
             _queue_again(study, root, attempts)
             queued.append(root)
     return queued
@@ -129,6 +130,12 @@ def _by_root(trials: Sequence[FrozenTrial], n_indices: int | None) -> Mapping[in
         return roots
     indices = sequence_indices(trials)
     return {root: attempts for root, attempts in roots.items() if (indices.get(root) or 0) < n_indices}
+
+
+def _is_lost_last(attempts: Sequence[FrozenTrial]) -> bool:
+    """Return whether the last attempt that ran was lost: nothing that it raised is kept."""
+    ran = [attempt for attempt in attempts if NOT_NEEDED_KEY not in attempt.user_attrs]
+    return not ran or ERROR_KEY not in ran[-1].user_attrs
 
 
 def _fail(study: optuna.Study, number: int) -> None:

@@ -300,7 +300,8 @@ class Round:
 
         A run that was killed is started again with the same call: it first queues what the killed one left
         (`redo_lost`), then goes on where it stopped. Several processes may call it at once; what one of them leaves
-        that dies meanwhile, the others find and do, the last of them before it returns.
+        that dies meanwhile, the others find and do, the last of them before it returns. What ended by an error that
+        ``catch`` names is tried again by the next call, and `trials_from_study` gives the error as its reason.
 
         Parameters
         ----------

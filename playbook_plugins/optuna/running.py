@@ -6,6 +6,7 @@ is the user's to see.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
 from playbook_plugins.optuna.indices import sequence_indices
+from playbook_plugins.optuna.masking import mask_text
 from playbook_plugins.optuna.recovery import first_attempt, is_overtaken, is_unsigned, queue_lost, sign
-from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, record_trial
+from playbook_plugins.optuna.trials import ERROR_KEY, NOT_NEEDED_KEY, record_trial
 
 Train: TypeAlias = Callable[[dict[str, Any], optuna.Trial], TrialRecord]
 Suggest: TypeAlias = Callable[[optuna.Trial], dict[str, Any]]
@@ -27,6 +29,7 @@ Objective: TypeAlias = Callable[[optuna.Trial], float]
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
 
 _POLL_SECONDS = 0.5
+_LONGEST_ERROR = 300
 
 
 class _NotNeededError(Exception):
@@ -80,20 +83,20 @@ def run_round(
     deadline = None if timeout is None else time.monotonic() + timeout
     # The numbers of the trials that ended here and whose outcome the storage does not have yet.
     untold: set[int] = set()
-    # The first attempts of the trials that failed here by an error that the user catches: another call tries again.
-    failed_here: set[int] = set()
+    is_first_pass = True
 
     def note_told(_: optuna.Study, trial: FrozenTrial) -> None:
         untold.discard(trial.number)
-        if trial.state is TrialState.FAIL and NOT_NEEDED_KEY not in trial.user_attrs:
-            failed_here.add(first_attempt(trial))
 
     def stop_when_done(study: optuna.Study, _: FrozenTrial) -> None:
         if not _is_work_left(study, n_trials):
             study.stop()
 
     while True:
-        queue_lost(study, older_than, n_indices=n_trials, but_not=failed_here)
+        # Later passes are for workers that died while this one was at work. What ended by an error is tried again once
+        # a call; and by their age alone two workers would take a long trial from each other for ever.
+        queue_lost(study, older_than if is_first_pass else None, n_indices=n_trials, errors_too=is_first_pass)
+        is_first_pass = False
         seconds = None if deadline is None else deadline - time.monotonic()
         if seconds is not None and seconds <= 0:
             return
@@ -117,9 +120,6 @@ def run_round(
             if _is_work_left(study, n_trials):
                 # The user's own callback called study.stop(), or time is out.
                 return
-            # A worker may have died while this one was at work. The age counts at the start only: two workers whose
-            # trials last longer would take the same one from each other for ever.
-            older_than = None
             continue
         # A worker that was killed right after it made a trial could not sign it; only time tells it from one that
         # is about to.
@@ -166,10 +166,14 @@ def _only_if_needed(objective: Objective, n_trials: int, untold: set[int]) -> Ob
             raise _NotNeededError(reason)
         try:
             value = objective(trial)
-        except Exception:
+        except Exception as error:
             # A trial taken away refuses every write, and whatever ended this attempt, another one will show it.
             if _is_taken_away(trial.study, {trial.number}):
                 untold.add(trial.number)
+            elif not isinstance(error, optuna.TrialPruned):
+                # A storage that is gone must not hide the error.
+                with contextlib.suppress(Exception):
+                    trial.set_user_attr(ERROR_KEY, mask_text(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR])
             raise
         untold.add(trial.number)
         return value

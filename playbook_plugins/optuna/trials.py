@@ -29,6 +29,7 @@ ROUND_KEY = "playbook:round"
 PLAN_KEY = "playbook:plan"
 EXPLOITATION_KEY = "playbook:exploitation"
 NOT_NEEDED_KEY = "playbook:not needed"
+ERROR_KEY = "playbook:error"
 
 
 def record_trial(trial: optuna.Trial, record: TrialRecord, *, chance_level: float | None = None) -> float:
@@ -250,7 +251,7 @@ def _outcome(trial: FrozenTrial, record: TrialRecord | None) -> tuple[Status, st
     diverged = _divergence(trial, known)
     if diverged:
         return Status.INFEASIBLE, diverged
-    return Status.FAILED, known or "ended without a result"
+    return Status.FAILED, known or str(trial.user_attrs.get(ERROR_KEY, "ended without a result"))
 
 
 def _divergence(trial: FrozenTrial, reason: str) -> str:
