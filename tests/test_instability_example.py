@@ -135,7 +135,7 @@ def test_the_short_run_does_all_that_the_full_one_does(uninterrupted: tuple[Path
     assert "its ratios say nothing" in output
     for remedy in ("warmup, 30 steps", "clipping, 90th pct", "clipping, 75th pct"):
         assert re.search(rf"│ {remedy} +│ +0 │ +\S+ [ox]{{2}} │ +\S+ [ox]{{2}} │", output), output
-    assert output.count("median") == 3
+    assert output.count("least") == 3
     assert "Warmup, clipping and the learning rate" in (folder / "runs/instability/report.html").read_text()
     records = finished_records(storage_of(folder))
     # Two rates, with and without warmup; four lengths of it at one or two rates; two rates without and two thresholds.
@@ -257,9 +257,9 @@ def test_two_processes_killed_at_any_moment_end_as_one_that_was_not(
     hold_that_it_survives(tmp_path, moments, expected, "--processes", "2", n_processes=2)
 
 
-@pytest.mark.filterwarnings("ignore:LearningRateWarmup takes 50%")
+@pytest.mark.filterwarnings("ignore:LearningRateWarmup takes 33%")
 class TestInstability:
-    """The claims of the full run, its medians over three seeds, by the runs that they rest on."""
+    """The claims of the full run over its three seeds, by the runs that they rest on."""
 
     pytestmark = QUIET
 
@@ -287,14 +287,12 @@ class TestInstability:
         assert record.status is Status.COMPLETE
         return True, record
 
-    # Two of the three seeds make the median; the full run's ratio of the one left out, seed 1, is 3.2.
-    @pytest.mark.parametrize("seed", [0, 2])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_warmup_allows_a_rate_five_times_as_large(self, seed: int) -> None:
         example = load_example("instability")
         warmup, _ = example.choose_workloads(False)
         [remedy] = warmup.remedies.values()
-        assert len(warmup.seeds) == 3
-        assert seed in warmup.seeds
+        assert warmup.seeds == (0, 1, 2)
         # From the largest rate down: what trains first without warmup is the largest that does, whatever those below
         # it do.
         without = next(rate for rate in warmup.rates[::-1] if self.attempt(example, warmup, rate, seed)[0])
@@ -319,5 +317,7 @@ class TestInstability:
                 ratios[percentile].append(larger / max(bare) if is_stable else 1.0)
                 # More than half would be extremely aggressive.
                 assert not is_stable or 0.05 < record.clipped_share < 0.5
+        # The median: runs near the limit end close to the loss that counts as unstable, and another processor's sums
+        # may take one of them across it.
         assert statistics.median(ratios[90]) >= 3
         assert statistics.median(ratios[75]) >= 5

@@ -71,7 +71,7 @@ CLAIMS: dict[str, dict[str, str]] = {
         "import": "What importing `HaltonSampler` adds to importing Optuna",
     },
     "bench_instability": {
-        "warmup": "Largest stable learning rate of a transformer: with warmup over without, median of 3 seeds",
+        "warmup": "Largest stable learning rate of a transformer: with warmup over without, the least of 3 seeds",
         "clip": "The same with clipping at the 90th percentile; at the 75th",
     },
 }
