@@ -79,7 +79,7 @@ def test_a_worker_waits_for_the_run_of_another_and_says_so(said: pytest.LogCaptu
 
 WORKER = textwrap.dedent(
     """
-    import os, sys, warnings
+    import sys, warnings
     import optuna
     from playbook_plugins.analysis import Curve, TrialRecord
     from playbook_plugins.optuna import learning_rate_sweep, recovery
