@@ -12,7 +12,7 @@ from command_line import Output
 
 from playbook_plugins.analysis import Curve, TrialRecord
 from playbook_plugins.optuna import Round, trial_callback
-from playbook_plugins.optuna.trials import NOT_NEEDED_KEY
+from playbook_plugins.optuna.attempts import NOT_NEEDED_KEY
 from playbook_plugins.wandb import log_trial
 
 if TYPE_CHECKING:

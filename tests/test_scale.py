@@ -32,8 +32,8 @@ from postgres import (
 from scale_worker import draw_together, make_round, open_storage, sequential_points, start_worker
 
 from playbook_plugins.optuna import trials_from_study
+from playbook_plugins.optuna.attempts import NOT_NEEDED_KEY
 from playbook_plugins.optuna.indices import sequence_indices
-from playbook_plugins.optuna.trials import NOT_NEEDED_KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -212,11 +212,10 @@ def _split(project: str) -> tuple[str, str]:
 def _log_missing(study: optuna.Study, entity: str, project: str) -> int:
     """Log each finished trial that has no run yet, and return how many there were."""
     from playbook_plugins.optuna.callbacks import hand_over
+    from playbook_plugins.optuna.trials import final_trials
     from playbook_plugins.wandb import log_trial
     from playbook_plugins.wandb.runs import numbers_of_runs
 
     known = numbers_of_runs(entity, project, study.study_name)
-    missing = [
-        trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.number not in known
-    ]
+    missing = [trial for trial in final_trials(study) if trial.state.is_finished() and trial.number not in known]
     return sum(hand_over(study, trial, log_trial, entity=entity, project=project) for trial in missing)

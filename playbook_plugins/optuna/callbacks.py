@@ -15,10 +15,11 @@ from optuna.trial import FrozenTrial
 
 from playbook_plugins.analysis.records import TrialRecord
 from playbook_plugins.analysis.trials import Trials
+from playbook_plugins.optuna.attempts import NOT_NEEDED_KEY
 from playbook_plugins.optuna.exploitation import exploitation_config
 from playbook_plugins.optuna.rounds import Round
 from playbook_plugins.optuna.running import Callback
-from playbook_plugins.optuna.trials import EXPLOITATION_KEY, NOT_NEEDED_KEY, ROUND_KEY, kept_record, tabulate
+from playbook_plugins.optuna.trials import EXPLOITATION_KEY, ROUND_KEY, kept_record, tabulate
 
 
 def trial_callback(log: Callable[..., Any], **arguments: Any) -> Callback:

@@ -18,8 +18,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from playbook_plugins.optuna.attempts import NOT_NEEDED_KEY, group_attempts
 from playbook_plugins.optuna.indices import sequence_indices
-from playbook_plugins.optuna.trials import ERROR_KEY, NOT_NEEDED_KEY
+from playbook_plugins.optuna.trials import ERROR_KEY
 
 WORKER_KEY = "playbook:worker"
 # Between its creation and its worker's signature a trial is unsigned for some milliseconds.
@@ -75,7 +76,7 @@ def queue_lost(
             _fail(study, trial.number)
     trials = study.get_trials(deepcopy=False)
     queued = []
-    for root, attempts in _by_root(trials, n_indices).items():
+    for root, attempts in _groups(trials, n_indices).items():
         if all(attempt.state is TrialState.FAIL for attempt in attempts) and (errors_too or _is_lost_last(attempts)):
             _queue_again(study, root, attempts)
             queued.append(root)
@@ -105,31 +106,13 @@ def sign(trial: optuna.Trial) -> None:
     trial.set_user_attr(WORKER_KEY, {"trial": trial.number, "machine": _machine(), "process": _process(os.getpid())})
 
 
-def first_attempt(trial: FrozenTrial) -> int:
-    """Return the number of the first attempt at a trial's point, the trial's own where it is the first."""
-    first = int(trial.system_attrs.get("failed_trial", trial.number))
-    # The mark of a trial that was copied from another study may point nowhere.
-    return first if 0 <= first < trial.number else trial.number
-
-
-def is_overtaken(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-    """Return whether an earlier attempt at the same point is done, runs or waits, so that this one is not needed."""
-    root = first_attempt(trial)
-    return any(
-        other.number < trial.number and first_attempt(other) == root and other.state is not TrialState.FAIL
-        for other in trials
-    )
-
-
-def _by_root(trials: Sequence[FrozenTrial], n_indices: int | None) -> Mapping[int, list[FrozenTrial]]:
+def _groups(trials: Sequence[FrozenTrial], n_indices: int | None) -> Mapping[int, list[FrozenTrial]]:
     """Return all attempts by the number of the first one, of the trials with an index below ``n_indices``."""
-    roots: dict[int, list[FrozenTrial]] = {}
-    for trial in trials:
-        roots.setdefault(first_attempt(trial), []).append(trial)
+    groups = group_attempts(trials)
     if n_indices is None:
-        return roots
+        return groups
     indices = sequence_indices(trials)
-    return {root: attempts for root, attempts in roots.items() if (indices.get(root) or 0) < n_indices}
+    return {root: attempts for root, attempts in groups.items() if (indices.get(root) or 0) < n_indices}
 
 
 def _is_lost_last(attempts: Sequence[FrozenTrial]) -> bool:

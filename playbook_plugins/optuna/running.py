@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from playbook_plugins.analysis.infeasible import InfeasibleError, is_out_of_memory
 from playbook_plugins.analysis.records import Curve, Status, TrialRecord
+from playbook_plugins.optuna.attempts import NOT_NEEDED_KEY, first_attempt, is_overtaken
 from playbook_plugins.optuna.indices import sequence_indices
 from playbook_plugins.optuna.masking import mask_text
-from playbook_plugins.optuna.recovery import first_attempt, is_overtaken, is_unsigned, queue_lost, sign
-from playbook_plugins.optuna.trials import ERROR_KEY, NOT_NEEDED_KEY, record_trial
+from playbook_plugins.optuna.recovery import is_unsigned, queue_lost, sign
+from playbook_plugins.optuna.trials import ERROR_KEY, record_trial
 
 Train: TypeAlias = Callable[[dict[str, Any], optuna.Trial], TrialRecord]
 Suggest: TypeAlias = Callable[[optuna.Trial], dict[str, Any]]

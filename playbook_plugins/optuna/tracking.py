@@ -25,8 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from playbook_plugins.optuna.constraints import is_violated
 from playbook_plugins.optuna.masking import mask_command, mask_text
-from playbook_plugins.optuna.recovery import first_attempt
-from playbook_plugins.optuna.trials import NOT_NEEDED_KEY, PLAN_KEY, ROUND_KEY
+from playbook_plugins.optuna.trials import PLAN_KEY, ROUND_KEY, final_trials
 
 NOTES_KEY = "playbook:notes"
 CONFIG_KEY = "playbook:config"
@@ -134,15 +133,12 @@ def _row(study: optuna.Study) -> dict[str, Any]:
         key=lambda run: datetime.datetime.fromisoformat(run["time"]).timestamp(),
     )
     latest: Mapping[str, Any] = runs[-1] if runs else {}
-    trials = study.get_trials(deepcopy=False)
-    finished = {
-        first_attempt(trial) for trial in trials if trial.state.is_finished() and NOT_NEEDED_KEY not in trial.user_attrs
-    }
+    trials = final_trials(study)
     return {
         "study": study.study_name,
         "config": attributes.get(CONFIG_KEY),
         "notes": attributes.get(NOTES_KEY, _goal(attributes)),
-        "n_trials": len(finished),
+        "n_trials": sum(trial.state.is_finished() for trial in trials),
         "best": _best(study.directions, trials),
         "command": latest.get("command"),
         "commit": latest.get("commit"),

@@ -22,13 +22,13 @@ from optuna.trial import FrozenTrial, TrialState
 from playbook_plugins.analysis.parameters import Parameter, Role
 from playbook_plugins.analysis.records import Curve, Direction, Status, TrialRecord
 from playbook_plugins.analysis.trials import Trials
+from playbook_plugins.optuna.attempts import final_attempts
 from playbook_plugins.optuna.constraints import is_violated, set_infeasible
 
 RECORD_KEY = "playbook:record"
 ROUND_KEY = "playbook:round"
 PLAN_KEY = "playbook:plan"
 EXPLOITATION_KEY = "playbook:exploitation"
-NOT_NEEDED_KEY = "playbook:not needed"
 ERROR_KEY = "playbook:error"
 
 
@@ -96,20 +96,32 @@ def trials_from_study(study: optuna.Study) -> Trials:
     Returns
     -------
     Trials
-        Waiting trials are left out, and so are failed attempts of trials that were run again.
+        Waiting trials are left out, failed attempts at points that were tried again, and trials that the round
+        turned out not to need.
 
     Raises
     ------
     ValueError
         When the study has several objectives.
     """
-    return tabulate(study, _final_attempts(study.get_trials(deepcopy=False)))
+    return tabulate(study, final_trials(study))
+
+
+def final_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials of a study that are rows of its table, see `trials_from_study`."""
+    attributes = study.user_attrs
+    n_trials = None
+    # The Bayesian phase has no end of its own.
+    if EXPLOITATION_KEY not in attributes:
+        design = _design(attributes)
+        n_trials = len(design["points"]) if "points" in design else design.get("n_trials")
+    return final_attempts(study.get_trials(deepcopy=False), n_trials)
 
 
 def tabulate(study: optuna.Study, frozen: Sequence[FrozenTrial]) -> Trials:
     """Return the table of some trials of a study, as `trials_from_study` of all."""
     direction = _direction(study)
-    design = json.loads(study.user_attrs.get(ROUND_KEY) or study.user_attrs.get(PLAN_KEY, "{}"))
+    design = _design(study.user_attrs)
     parameters = _parameters(frozen, design)
     records = [kept_record(trial) for trial in frozen]
     outcomes = [_outcome(trial, record) for trial, record in zip(frozen, records, strict=True)]
@@ -162,15 +174,10 @@ def _direction(study: optuna.Study) -> Direction:
     return "minimize" if study.direction is StudyDirection.MINIMIZE else "maximize"
 
 
-def _final_attempts(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials without waiting ones, superfluous ones, and failed attempts that were run again."""
-    left_out = set()
-    for trial in trials:
-        if trial.state is TrialState.WAITING or NOT_NEEDED_KEY in trial.user_attrs:
-            left_out.add(trial.number)
-        else:
-            left_out.update(trial.system_attrs.get("retry_history", ()))
-    return [trial for trial in trials if trial.number not in left_out]
+def _design(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the round or the plan kept in a study's attributes, empty where there is none."""
+    design: Mapping[str, Any] = json.loads(attributes.get(ROUND_KEY) or attributes.get(PLAN_KEY, "{}"))
+    return design
 
 
 def _parameters(trials: Sequence[FrozenTrial], design: Mapping[str, Any]) -> list[Parameter]:
