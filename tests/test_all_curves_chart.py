@@ -10,6 +10,7 @@ from example_trials import two_optimizers
 from playbook_plugins.analysis import Curve, Parameter, Status, Trials
 from playbook_plugins.charts import all_training_curves
 from playbook_plugins.charts.palette import BEST, INFEASIBLE, RED
+from playbook_plugins.charts.theme import HEIGHT
 from playbook_plugins.report.interaction import page_spec
 
 
@@ -53,10 +54,38 @@ def test_the_best_three_are_in_front_and_broken_trials_end_in_a_cross(capfd: pyt
     assert rows[-1]["mark"] == BEST
     [crosses] = [layer["data"]["values"] for layer in chart.spec["layer"] if "data" in layer]
     assert {row["trial"] for row in crosses} == set(trials.number[trials.is_infeasible].tolist())
-    # Their last finite evaluation, at step 0; they stand beyond the axis of the good trials.
+    # Their last finite evaluation, at step 0.
     assert {(row["step"], row["value"], row["mark"]) for row in crosses} == {(0, 0.9, INFEASIBLE)}
     assert len(points(draw(chart, capfd), RED)) == int(trials.is_infeasible.sum())
+    assert chart.help.endswith("before a trial broke.")
     assert chart.alt == "digits: adam or nesterov: 48 trials with a curve, 8 of them infeasible."
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_cross_of_a_trial_that_broke_beyond_the_frame_stands_at_its_edge(
+    direction: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sign = 1 if direction == "minimize" else -1
+    ends = [1.0, 1.1, 1.2, 1.3, 1.15, 1e6, 0.5]
+    trials = Trials.from_columns(
+        "s",
+        [],
+        {},
+        sign * np.array(ends),
+        direction=direction,
+        status=[Status.COMPLETE] * 4 + [Status.INFEASIBLE] * 3,
+        curves=[Curve.from_columns([0, 10], [sign * 2.0, sign * end]) for end in ends],
+    )
+    chart = all_training_curves(trials)
+    [crosses] = [layer["data"]["values"] for layer in chart.spec["layer"] if "data" in layer]
+    # Its own value is what the tooltip tells.
+    assert [sign * row["value"] for row in crosses] == [1.15, 1e6, 0.5]
+    (_, inside), (_, worse), (_, better) = points(draw(chart, capfd), RED)
+    top, bottom = (worse, better) if direction == "minimize" else (better, worse)
+    assert 0 <= top < inside < bottom <= HEIGHT
+    assert "; those at the edge lie beyond it." in chart.help
+    within = all_training_curves(trials.select([0, 1, 2, 3, 4]))
+    assert within.help.endswith("before a trial broke.")
 
 
 def test_of_very_many_trials_the_best_and_a_selection_are_drawn() -> None:

@@ -29,8 +29,9 @@ def all_training_curves(trials: Trials) -> Chart:
     """Draw the validation objective of all trials over training.
 
     The best three are green and in front; a red cross marks where an infeasible trial was evaluated for the last time
-    before it broke. The axis is that of the axis plots: it separates the good trials, and lines that leave it are cut.
-    Of more than 200 trials the best 60 and an even selection of the others are drawn, with 40 points a line.
+    before it broke, at the edge of the frame if that lies beyond it. The axis is that of the axis plots: it separates
+    the good trials, and lines that leave it are cut. Of more than 200 trials the best 60 and an even selection of the
+    others are drawn, with 40 points a line.
 
     Parameters
     ----------
@@ -58,11 +59,14 @@ def all_training_curves(trials: Trials) -> Chart:
     # The best last, so that they are drawn on top.
     points = [point for row in drawn if row not in best for point in _points(trials, row, OTHER)]
     points += [point for row in drawn if row in best for point in _points(trials, row, BEST)]
-    broken = [_points(trials, row, INFEASIBLE)[-1] for row in drawn if trials.is_infeasible[row]]
+    scale = objective_scale(trials)
+    ends = [_points(trials, row, INFEASIBLE)[-1] for row in drawn if trials.is_infeasible[row]]
+    broken = [end | {"place": min(max(end["value"], scale.low), scale.high)} for end in ends]
     occurs = {point["mark"] for point in points} | ({INFEASIBLE} if broken else set())
     looks = mark_legend({kind: look for kind, look in _LOOKS.items() if kind in occurs})
     x = step_x(0, 1.02 * max(1, *(point["step"] for point in points)))
-    y = objective_scale(trials).y("value", strip=False, title=objective_title(trials))
+    y = scale.y("value", strip=False, title=objective_title(trials))
+    # A line that leaves the frame is cut there; a clamped one would run along its edge.
     y["scale"] |= {"clamp": False}
     words = [
         {"field": "trial", "title": "trial", "type": "quantitative", "format": "d"},
@@ -82,8 +86,8 @@ def all_training_curves(trials: Trials) -> Chart:
         layers.append(
             {
                 "data": {"values": broken},
-                "mark": {"type": "point", "size": 40, "opacity": 0.8, "clip": True},
-                "encoding": looks | {"x": x, "y": y, "tooltip": words},
+                "mark": {"type": "point", "size": 40, "opacity": 0.8},
+                "encoding": looks | {"x": x, "y": y | {"field": "place"}, "tooltip": words},
             }
         )
     spec = {
@@ -97,7 +101,8 @@ def all_training_curves(trials: Trials) -> Chart:
     }
     help = f"The validation objective of all trials, the best {N_BEST} in front."
     if broken:
-        help += " Crosses mark the last evaluation before a trial broke."
+        help += " Crosses mark the last evaluation before a trial broke"
+        help += "; those at the edge lie beyond it." if any(end["value"] != end["place"] for end in broken) else "."
     return Chart(spec=spec, title="All trials", help=help, alt=f"{_counts(trials, known, drawn)}.")
 
 
