@@ -60,6 +60,9 @@ def test_a_study_is_published_with_its_runs_once(
     superfluous = study.ask()
     superfluous.set_user_attr(NOT_NEEDED_KEY, "another attempt at this point is done or running")
     study.tell(superfluous, state=optuna.trial.TrialState.FAIL)
+    # Nor does a killed attempt at a point that another attempt has done.
+    again = {"failed_trial": 0, "retry_history": [0]}
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL, system_attrs=again))
     done = playbook("wandb", "publish", f"{ENTITY}/vision", "--from", url, "--runs", "--title", "Digits")
     assert done.status == 0, done.stderr
     first, link = done.stdout.splitlines()
