@@ -88,6 +88,25 @@ def test_the_cross_of_a_trial_that_broke_beyond_the_frame_stands_at_its_edge(
     assert within.help.endswith("before a trial broke.")
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_where_few_trials_are_feasible_the_axis_shows_how_they_trained(
+    direction: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sign = 1 if direction == "minimize" else -1
+    steps = np.arange(0, 101, 5)
+    values = 2 + 2 * np.exp(-steps / 25)
+    values[12] = 50.0
+    trials = Trials.from_columns(
+        "s", [], {}, [sign * values[-1]], direction=direction, curves=[Curve.from_columns(steps, sign * values)]
+    )
+    chart = all_training_curves(trials)
+    low, high = sorted(sign * end for end in chart.spec["layer"][0]["encoding"]["y"]["scale"]["domain"])
+    # From its value at a fifth of training to its last one; a later spike leaves the frame, as does the beginning.
+    assert 1.8 < low < values[-1]
+    assert values[4] < high < values[3]
+    draw(chart, capfd)
+
+
 def test_of_very_many_trials_the_best_and_a_selection_are_drawn() -> None:
     chart = all_training_curves(STUDIES["many"])
     rows = chart.spec["data"]["values"]

@@ -5,6 +5,7 @@ Playbook: "Examining the training curves": looking at the best trials only hides
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from playbook_plugins.analysis import Trials
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BEST, CROSS, GREEN, GREY, INFEASIBLE, RED
-from playbook_plugins.charts.scales import objective_scale, objective_title, step_x
+from playbook_plugins.charts.scales import ObjectiveScale, objective_scale, objective_title, step_x, widen
 from playbook_plugins.charts.table import N_BEST
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
@@ -22,6 +23,9 @@ OTHER = "other trials"
 # More lines are a grey cloud, and more points than pixels of a line are not seen.
 _MAX_LINES, _N_BEST_LINES = 200, 60
 _MAX_POINTS = 40
+# The axis shows where the best trials were after this share of training: where few trials are feasible, their final
+# values alone span too little.
+_EARLY_SHARE = 0.2
 _LOOKS = {BEST: (GREEN, "stroke"), OTHER: (GREY, "stroke"), INFEASIBLE: (RED, CROSS)}
 
 
@@ -29,8 +33,9 @@ def all_training_curves(trials: Trials) -> Chart:
     """Draw the validation objective of all trials over training.
 
     The best three are green and in front; a red cross marks where an infeasible trial was evaluated for the last time
-    before it broke, at the edge of the frame if that lies beyond it. The axis is that of the axis plots: it separates
-    the good trials, and lines that leave it are cut. Of more than 200 trials the best 60 and an even selection of the
+    before it broke, at the edge of the frame if that lies beyond it. The axis is that of the axis plots, which
+    separates the good trials; it also shows the best three from a fifth of training on. Lines that leave it are cut. Of
+    more than 200 trials the best 60 and an even selection of the
     others are drawn, with 40 points a line.
 
     Parameters
@@ -59,7 +64,7 @@ def all_training_curves(trials: Trials) -> Chart:
     # The best last, so that they are drawn on top.
     points = [point for row in drawn if row not in best for point in _points(trials, row, OTHER)]
     points += [point for row in drawn if row in best for point in _points(trials, row, BEST)]
-    scale = objective_scale(trials)
+    scale = _scale(trials, points)
     ends = [_points(trials, row, INFEASIBLE)[-1] for row in drawn if trials.is_infeasible[row]]
     broken = [end | {"place": min(max(end["value"], scale.low), scale.high)} for end in ends]
     occurs = {point["mark"] for point in points} | ({INFEASIBLE} if broken else set())
@@ -140,6 +145,20 @@ def _points(trials: Trials, row: int, mark: str) -> list[dict[str, Any]]:
         }
         for place in kept
     ]
+
+
+def _scale(trials: Trials, points: list[dict[str, Any]]) -> ObjectiveScale:
+    scale = objective_scale(trials)
+    early = _EARLY_SHARE * max(point["step"] for point in points)
+    # One evaluation a trial, so that a later spike does not choose the axis.
+    first = {
+        point["trial"]: point["value"] for point in reversed(points) if point["mark"] == BEST and point["step"] >= early
+    }
+    if trials.direction == "minimize":
+        worst = max(first.values(), default=scale.limit)
+        return replace(scale, high=widen(scale.low, worst, scale.log)[1]) if worst > scale.high else scale
+    worst = min(first.values(), default=scale.limit)
+    return replace(scale, low=widen(worst, scale.high, scale.log)[0]) if worst < scale.low else scale
 
 
 def _counts(trials: Trials, known: NDArray[np.intp], drawn: list[int]) -> str:
