@@ -15,7 +15,14 @@ from playbook_plugins.analysis import Trials
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.legend import mark_legend
 from playbook_plugins.charts.palette import BEST, CROSS, GREEN, GREY, INFEASIBLE, RED
-from playbook_plugins.charts.scales import ObjectiveScale, objective_scale, objective_title, step_x, widen
+from playbook_plugins.charts.scales import (
+    EARLY_SHARE,
+    ObjectiveScale,
+    objective_scale,
+    objective_title,
+    step_x,
+    widen,
+)
 from playbook_plugins.charts.table import N_BEST
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
@@ -23,9 +30,6 @@ OTHER = "other trials"
 # More lines are a grey cloud, and more points than pixels of a line are not seen.
 _MAX_LINES, _N_BEST_LINES = 200, 60
 _MAX_POINTS = 40
-# The axis shows where the best trials were after this share of training: where few trials are feasible, their final
-# values alone span too little.
-_EARLY_SHARE = 0.2
 _LOOKS = {BEST: (GREEN, "stroke"), OTHER: (GREY, "stroke"), INFEASIBLE: (RED, CROSS)}
 
 
@@ -34,9 +38,9 @@ def all_training_curves(trials: Trials) -> Chart:
 
     The best three are green and in front; a red cross marks where an infeasible trial was evaluated for the last time
     before it broke, at the edge of the frame if that lies beyond it. The axis is that of the axis plots, which
-    separates the good trials; it also shows the best three from a fifth of training on. Lines that leave it are cut. Of
-    more than 200 trials the best 60 and an even selection of the
-    others are drawn, with 40 points a line.
+    separates the good trials, and reaches at least to where the best three were after a fifth of training. Lines that
+    leave it are cut. Of more than 200 trials the best 60 and an even selection of the others are drawn, with 40 points
+    a line.
 
     Parameters
     ----------
@@ -148,8 +152,9 @@ def _points(trials: Trials, row: int, mark: str) -> list[dict[str, Any]]:
 
 
 def _scale(trials: Trials, points: list[dict[str, Any]]) -> ObjectiveScale:
+    """Return the axis of the axis plots, widened: where few trials are feasible, their last values span too little."""
     scale = objective_scale(trials)
-    early = _EARLY_SHARE * max(point["step"] for point in points)
+    early = EARLY_SHARE * max(point["step"] for point in points)
     # One evaluation a trial, so that a later spike does not choose the axis.
     first = {
         point["trial"]: point["value"] for point in reversed(points) if point["mark"] == BEST and point["step"] >= early

@@ -13,14 +13,11 @@ from playbook_plugins.analysis import Curve, Trials
 from playbook_plugins.analysis.objectives import is_training_minimized
 from playbook_plugins.charts.chart import Chart
 from playbook_plugins.charts.palette import STAR, TRIAL_COLOURS
-from playbook_plugins.charts.scales import TINY, ObjectiveScale, objective_title, step_x
+from playbook_plugins.charts.scales import EARLY_SHARE, TINY, ObjectiveScale, objective_title, step_x, widen
 from playbook_plugins.charts.theme import HEIGHT, SCHEMA, WIDTH, config, label
 
 _MAX_POINTS = 500
-# The first steps fall from the untrained model's value; they do not choose the axis.
-_EARLY_SHARE = 0.2
 _LOG_RATIO = 30.0
-_MARGIN = 0.05
 
 
 def training_curves(trials: Trials, n_best: int = 3) -> Chart:
@@ -172,17 +169,11 @@ def _point(trials: Trials, row: int, split: str, step: np.int64, value: np.float
 def _scale(trials: Trials, points: list[dict[str, Any]], best: list[dict[str, Any]]) -> ObjectiveScale:
     last = max(point["step"] for point in points)
     values = np.array(
-        [point["value"] for point in points if point["step"] >= _EARLY_SHARE * last]
-        + [point["value"] for point in best]
+        [point["value"] for point in points if point["step"] >= EARLY_SHARE * last] + [point["value"] for point in best]
     )
     low, high = float(values.min()), float(values.max())
     is_log = trials.direction == "minimize" and low > TINY and high > _LOG_RATIO * low
-    if is_log:
-        margin = (high / low) ** _MARGIN
-        low, high = low / margin, high * margin
-    else:
-        margin = _MARGIN * (high - low) or _MARGIN * abs(high) or _MARGIN
-        low, high = low - margin, high + margin
+    low, high = widen(low, high, is_log)
     limit = high if trials.direction == "minimize" else low
     return ObjectiveScale(low=low, high=high, limit=limit, log=is_log, direction=trials.direction)
 

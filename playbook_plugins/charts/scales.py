@@ -24,6 +24,8 @@ from playbook_plugins.charts.theme import label
 STRIP_HEIGHT = 30
 # Beyond these, sums and ratios of objectives leave the floating-point numbers.
 TINY, HUGE = 1e-300, 1e300
+# The first steps of training fall from the untrained model's value: this share of them does not choose the axis.
+EARLY_SHARE = 0.2
 _LOG_RATIO = 10.0
 _REACH = 2.0
 # Room between the outermost marks and the frame, as a share of what is shown.

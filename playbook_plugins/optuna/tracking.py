@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from playbook_plugins.optuna.constraints import is_violated
 from playbook_plugins.optuna.masking import mask_command, mask_text
-from playbook_plugins.optuna.trials import PLAN_KEY, ROUND_KEY, final_trials
+from playbook_plugins.optuna.trials import final_trials, kept_design
 
 NOTES_KEY = "playbook:notes"
 CONFIG_KEY = "playbook:config"
@@ -137,7 +137,7 @@ def _row(study: optuna.Study) -> dict[str, Any]:
     return {
         "study": study.study_name,
         "config": attributes.get(CONFIG_KEY),
-        "notes": attributes.get(NOTES_KEY, _goal(attributes)),
+        "notes": attributes.get(NOTES_KEY, kept_design(attributes).get("goal")),
         "n_trials": sum(trial.state.is_finished() for trial in trials),
         "best": _best(study.directions, trials),
         "command": latest.get("command"),
@@ -145,11 +145,6 @@ def _row(study: optuna.Study) -> dict[str, Any]:
         "uncommitted_changes": _changes(latest),
         "n_runs": len(runs),
     }
-
-
-def _goal(attributes: Mapping[str, Any]) -> str | None:
-    kept = attributes.get(ROUND_KEY) or attributes.get(PLAN_KEY)
-    return None if kept is None else str(json.loads(kept)["goal"])
 
 
 def _best(directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial]) -> float | None:

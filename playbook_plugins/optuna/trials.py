@@ -113,7 +113,7 @@ def final_trials(study: optuna.Study) -> list[FrozenTrial]:
     n_trials = None
     # The Bayesian phase has no end of its own.
     if EXPLOITATION_KEY not in attributes:
-        design = _design(attributes)
+        design = kept_design(attributes)
         n_trials = len(design["points"]) if "points" in design else design.get("n_trials")
     return final_attempts(study.get_trials(deepcopy=False), n_trials)
 
@@ -121,7 +121,7 @@ def final_trials(study: optuna.Study) -> list[FrozenTrial]:
 def tabulate(study: optuna.Study, frozen: Sequence[FrozenTrial]) -> Trials:
     """Return the table of some trials of a study, as `trials_from_study` of all."""
     direction = _direction(study)
-    design = _design(study.user_attrs)
+    design = kept_design(study.user_attrs)
     parameters = _parameters(frozen, design)
     records = [kept_record(trial) for trial in frozen]
     outcomes = [_outcome(trial, record) for trial, record in zip(frozen, records, strict=True)]
@@ -174,7 +174,7 @@ def _direction(study: optuna.Study) -> Direction:
     return "minimize" if study.direction is StudyDirection.MINIMIZE else "maximize"
 
 
-def _design(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+def kept_design(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the round or the plan kept in a study's attributes, empty where there is none."""
     design: Mapping[str, Any] = json.loads(attributes.get(ROUND_KEY) or attributes.get(PLAN_KEY, "{}"))
     return design

@@ -6,6 +6,7 @@ Playbook: "Examining the training curves".
 from __future__ import annotations
 
 from playbook_plugins.charts.palette import STAR, TRIAL_COLOURS
+from playbook_plugins.charts.scales import EARLY_SHARE
 from playbook_plugins.wandb.preset_parts import (
     DIRECTION,
     Y_SCALE,
@@ -19,8 +20,6 @@ from playbook_plugins.wandb.preset_parts import (
     view,
 )
 
-# The first steps fall from the untrained model's value; they do not choose the axis.
-_EARLY_SHARE = 0.2
 _SPLITS = {"validation": [1, 0], "training": [5, 4]}
 
 
@@ -113,7 +112,7 @@ def _curve_points() -> Transforms:
                 {"op": "min", "field": "rank", "as": "best_rank"},
             ]
         },
-        {"calculate": f"datum.step < {_EARLY_SHARE} * datum.last_step", "as": "early"},
+        {"calculate": f"datum.step < {EARLY_SHARE} * datum.last_step", "as": "early"},
         {
             "calculate": "datum.early && !(datum.split == 'validation' && datum.place == 1) ? null : datum.value",
             "as": "late_value",
